@@ -1,0 +1,257 @@
+"""Bytes of an answer -> rows under the table's declared schema. Pure.
+
+The fast way lets pyarrow's own JSON reader parse the whole answer outside Python's lock; it takes text
+and null cells only, which is what `query` asks for. The other way, for an answer with other cells, is
+orjson. Both end in the same frozen schema, whatever a page happens to hold, because dlt's writer refuses
+the smallest difference between two pages. Not here: where bytes come from (`client`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import chain
+
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import json as pa_json
+
+from posthog_source.catalog import Column, Kind, Table
+from posthog_source.errors import StaleAnswerError, UnexpectedAnswerError, UnreadableAnswerError
+
+ARROW_TYPES: Mapping[Kind, pa.DataType] = {
+    "text": pa.string(),
+    "uuid": pa.string(),
+    "json": pa.string(),
+    "timestamp": pa.timestamp("us", "UTC"),
+    "bigint": pa.int64(),
+    "bool": pa.bool_(),
+}
+
+LONE_SURROGATE = re.compile(
+    r"(\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
+)
+"""Group 1 is what must stay: an escaped backslash, or both halves of a pair."""
+
+_ANSWER = pa.schema(
+    [
+        ("results", pa.list_(pa.list_(pa.string()))),
+        ("columns", pa.list_(pa.string())),
+        ("is_cached", pa.bool_()),
+        ("error", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A HogQL answer as text columns.
+
+    Attributes:
+        columns: One string array per column asked for, in order.
+        rows: Their length.
+    """
+
+    columns: tuple[pa.Array, ...]
+    rows: int
+
+    def cells(self) -> list[tuple[str | None, ...]]:
+        """The rows as Python text: for small answers such as plans."""
+        return list(zip(*(column.to_pylist() for column in self.columns), strict=True))
+
+
+def schema_of(table: Table) -> pa.Schema:
+    """The frozen Arrow schema of a table."""
+    return pa.schema(
+        [pa.field(c.name, ARROW_TYPES[c.kind], nullable=not c.is_required) for c in table.columns]
+    )
+
+
+def read_answer(body: bytes) -> Answer:
+    """Reads the answer of a HogQL query.
+
+    Raises:
+        UnreadableAnswerError: It is not the JSON of an answer, or was cut.
+        StaleAnswerError: It came from PostHog's cache.
+    """
+    if body.lstrip()[:1] != b"{":  # pyarrow 26's reader crashes the process on a bare `null`
+        raise UnreadableAnswerError(_not_an_answer(body))
+    try:
+        return _read_text_cells(body)
+    except pa.ArrowInvalid:
+        return _read_any_cells(body)
+
+
+def to_table(answer: Answer, table: Table, *, project_id: int) -> pa.Table:
+    """Gives an answer its table's schema.
+
+    Args:
+        answer: Columns in the table's order less `project_id`.
+        table: The catalogue row.
+        project_id: Stamped on each row.
+
+    Raises:
+        UnexpectedAnswerError: A column more or less, a cell that its type does not take, or a null where
+            the table allows none.
+    """
+    asked = [column for column in table.columns if column.name != "project_id"]
+    if len(asked) != len(answer.columns):
+        raise UnexpectedAnswerError(
+            f"{table.name}: PostHog answered {len(answer.columns)} columns to a question for {len(asked)}."
+        )
+    arrays = {"project_id": pa.repeat(pa.scalar(project_id, pa.int64()), answer.rows)}
+    for column, texts in zip(asked, answer.columns, strict=True):
+        arrays[column.name] = _typed(texts, column, table.name)
+    schema = schema_of(table)
+    return pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema)
+
+
+def items_to_table(items: Sequence[Mapping[str, object]], table: Table, *, project_id: int) -> pa.Table:
+    """Gives REST items their table's schema; members the table does not name are left out, missing ones null.
+
+    Raises:
+        UnexpectedAnswerError: As `to_table`.
+    """
+    columns = [column for column in table.columns if column.name != "project_id"]
+    texts = tuple(
+        pa.array([_cell_text(item.get(column.source)) for item in items], pa.string()) for column in columns
+    )
+    return to_table(Answer(texts, len(items)), table, project_id=project_id)
+
+
+def last_row(page: pa.Table, names: Sequence[str]) -> tuple[datetime | str | int, ...]:
+    """The values of those columns in the last row: the cursor for the next page."""
+    return tuple(page.column(name)[page.num_rows - 1].as_py() for name in names)
+
+
+def parse_instant(text: str) -> datetime:
+    """An instant as PostHog writes it: `…Z`, an offset, or nothing, which is UTC (query_api.md 6.1)."""
+    at = datetime.fromisoformat(text)
+    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+
+
+def _read_text_cells(body: bytes) -> Answer:
+    parsed = pa_json.read_json(
+        pa.BufferReader(body),
+        read_options=pa_json.ReadOptions(block_size=len(body) + 1, use_threads=False),
+        parse_options=pa_json.ParseOptions(
+            explicit_schema=_ANSWER, newlines_in_values=True, unexpected_field_behavior="ignore"
+        ),
+    )
+    if parsed.num_rows != 1:
+        raise UnreadableAnswerError(_not_an_answer(body))
+    results, columns = (parsed.column(name).combine_chunks() for name in ("results", "columns"))
+    _check(
+        has_results=results.is_valid()[0].as_py() and columns.is_valid()[0].as_py(),
+        is_cached=parsed.column("is_cached")[0].as_py(),
+        error=parsed.column("error")[0].as_py(),
+        body=body,
+    )
+    rows = results.flatten()
+    width = len(columns.flatten())
+    lengths = pc.fill_null(pc.list_value_length(rows), -1)
+    if not pc.all(pc.equal(lengths, width), min_count=0).as_py():
+        raise UnexpectedAnswerError(_ragged(width))
+    return _strided(rows.flatten(), rows=len(rows), width=width)
+
+
+def _read_any_cells(body: bytes) -> Answer:
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise UnreadableAnswerError(_not_an_answer(body)) from None
+    results, columns = parsed.get("results"), parsed.get("columns")
+    has_results = isinstance(results, list) and isinstance(columns, list)
+    _check(has_results=has_results, is_cached=parsed.get("is_cached"), error=parsed.get("error"), body=body)
+    rows: list[list[object]] = results
+    if any(not isinstance(row, list) or len(row) != len(columns) for row in rows):
+        raise UnexpectedAnswerError(_ragged(len(columns)))
+    cells = pa.array([_cell_text(cell) for cell in chain.from_iterable(rows)], pa.string())
+    return _strided(cells, rows=len(rows), width=len(columns))
+
+
+def _check(*, has_results: bool, is_cached: bool | None, error: str | None, body: bytes) -> None:
+    if error:
+        raise UnreadableAnswerError(f"PostHog answered 200 with an error inside: {error[:300]}")
+    if not has_results:
+        raise UnreadableAnswerError(_not_an_answer(body))
+    if is_cached:
+        raise StaleAnswerError("PostHog answered from its cache although live rows were asked for.")
+
+
+def _strided(cells: pa.Array, *, rows: int, width: int) -> Answer:
+    """Row-major cells -> columns."""
+    first = pa.array(range(0, rows * width, width), pa.int64()) if width else pa.array([], pa.int64())
+    return Answer(tuple(cells.take(pc.add(first, offset)) for offset in range(width)), rows)
+
+
+def _typed(texts: pa.Array, column: Column, table_name: str) -> pa.Array:
+    try:
+        typed = _cast(texts, column.kind)
+    except pa.ArrowInvalid as error:
+        raise UnexpectedAnswerError(
+            f"{table_name}.{column.name}: PostHog answered a value that is no {column.kind}: "
+            f"{str(error).splitlines()[0][:200]}"
+        ) from None
+    if column.is_required and typed.null_count:
+        raise UnexpectedAnswerError(
+            f"{table_name}.{column.name}: PostHog answered null, which this column never is."
+        )
+    return typed
+
+
+def _cast(texts: pa.Array, kind: Kind) -> pa.Array:
+    match kind:
+        case "timestamp":
+            return _to_timestamps(texts)
+        case "bigint":
+            return pc.cast(texts, pa.int64())
+        case "bool":
+            return pc.cast(texts, pa.bool_())
+        case "json":
+            return _to_json_texts(texts)
+        case _:
+            return texts
+
+
+def _to_timestamps(texts: pa.Array) -> pa.Array:
+    """ISO text with `Z`, an offset or nothing, which is UTC (query_api.md 6.1)."""
+    is_naive = pc.invert(pc.match_substring_regex(texts, r"(Z|[+-]\d\d:?\d\d)$"))
+    zoned = pc.if_else(is_naive, pc.binary_join_element_wise(texts, "Z", ""), texts)
+    return pc.cast(zoned, ARROW_TYPES["timestamp"])
+
+
+def _to_json_texts(texts: pa.Array) -> pa.Array:
+    """JSON text that every JSON type takes.
+
+    Halves of surrogate pairs stand alone where a client cut an emoji in two; DuckDB, Postgres and others
+    refuse the whole load for one. They become U+FFFD. Empty text is no JSON and becomes null.
+    """
+    if pc.any(pc.equal(texts, "")).as_py():
+        texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
+    suspects = pc.match_substring_regex(texts, r"\\u[dD][89a-fA-F]")
+    if not pc.any(suspects).as_py():
+        return texts
+    mended = pa.array([_mend(text) for text in texts.filter(suspects).to_pylist()], pa.string())
+    return pc.replace_with_mask(texts, pc.fill_null(suspects, fill_value=False), mended)
+
+
+def _mend(text: str) -> str:
+    return LONE_SURROGATE.sub(lambda found: found[1] or r"\ufffd", text)
+
+
+def _cell_text(cell: object) -> str | None:
+    if cell is None or isinstance(cell, str):
+        return cell
+    return orjson.dumps(cell).decode()
+
+
+def _ragged(width: int) -> str:
+    return f"PostHog answered rows that do not have {width} cells each, as its columns say."
+
+
+def _not_an_answer(body: bytes) -> str:
+    return f"PostHog answered 200 with {len(body)} bytes that are not the JSON of an answer."

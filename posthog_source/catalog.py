@@ -1,0 +1,334 @@
+"""What can be exported: one frozen row per table, each choice with its why.
+
+Rows are data: columns, keys, order, cursor, disposition, scope. Names after `field=` are PostHog's own,
+where they differ from the column's. Not here: HogQL text (`query`), dlt (`resources`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from posthog_source.windows import Axis
+
+Kind = Literal["text", "uuid", "timestamp", "bigint", "bool", "json"]
+"""A column's type: `uuid` and `json` travel as text; `json` is free-form and stays whole."""
+
+Disposition = Literal["window", "snapshot", "merge"]
+"""window: a span of time is replaced; snapshot: all rows of the project are; merge: rows by key."""
+
+RateClass = Literal["queries", "default", "clickhouse"]
+"""PostHog's limit that a request counts against (rest_api.md 2.1)."""
+
+HASH_AXIS = Axis(0, 2**64)
+"""`cityHash64`: any 64-bit number."""
+
+UUID_AXIS = Axis(2**63, 2**63 + 2**62)
+"""The second half of a uuid, by which ClickHouse orders them: its variant bits fix the top two, the rest
+is even for random uuids (read_cost.md)."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the warehouse table.
+
+    Attributes:
+        name: Its name there.
+        kind: Its type.
+        description: For people, in the warehouse.
+        field: Its name in HogQL or in the REST item, where that differs.
+        is_required: Never null.
+        is_optional: PostHog's older servers do not know it; it is left out there, with a warning.
+    """
+
+    name: str
+    kind: Kind
+    description: str
+    field: str = ""
+    is_required: bool = False
+    is_optional: bool = False
+
+    @property
+    def source(self) -> str:
+        """Its name at PostHog."""
+        return self.field or self.name
+
+
+@dataclass(frozen=True)
+class LabelField:
+    """A leading field of a sort key, whose values are counted.
+
+    Attributes:
+        field: HogQL field.
+        kind: `day` is the UTC day of a timestamp field.
+    """
+
+    field: str
+    kind: Literal["day", "text", "bigint"]
+
+
+@dataclass(frozen=True)
+class AxisField:
+    """The field along which one label's rows lie evenly."""
+
+    field: str
+    kind: Literal["hash", "uuid"]
+
+    @property
+    def axis(self) -> Axis:
+        """Its span."""
+        return HASH_AXIS if self.kind == "hash" else UUID_AXIS
+
+
+@dataclass(frozen=True)
+class SortKey:
+    """PostHog's physical order of a table after team_id, as far as it is used to cut slices.
+
+    Attributes:
+        labels: Fields whose values are counted to plan.
+        axis: The field that cuts a single label, if there is one.
+        is_sampled: The label has nearly as many values as rows: plan by an even sample, not by counts.
+    """
+
+    labels: tuple[LabelField, ...] = ()
+    axis: AxisField | None = None
+    is_sampled: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """What every table has.
+
+    Attributes:
+        name: Table name in the warehouse.
+        description: What a row is.
+        columns: In order; `project_id` first, stamped by the connector.
+        primary_key: Column names.
+        disposition: How rows are written.
+        scopes: What the API key must have.
+    """
+
+    name: str
+    description: str
+    columns: tuple[Column, ...]
+    primary_key: tuple[str, ...]
+    disposition: Disposition
+    scopes: tuple[str, ...]
+
+    def column(self, name: str) -> Column:
+        """The column of that name."""
+        return next(column for column in self.columns if column.name == name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HogqlTable(Table):
+    """A table read by HogQL in slices of its sort key.
+
+    Attributes:
+        sources: HogQL tables that together hold the rows, each with the same fields.
+        sort_key: How to cut slices.
+        page_key: Names of the columns that order pages inside a slice, unique together.
+        time_column: The column that windows bound, if any.
+    """
+
+    sources: tuple[str, ...]
+    sort_key: SortKey
+    page_key: tuple[str, ...]
+    time_column: str | None = None
+
+    def without(self, names: Collection[str]) -> HogqlTable:
+        """The table less those columns."""
+        return replace(self, columns=tuple(c for c in self.columns if c.name not in names))
+
+    def reading(self, fields: Mapping[str, str]) -> HogqlTable:
+        """The table with columns read from other HogQL fields."""
+        columns = tuple(replace(c, field=fields.get(c.name, c.field)) for c in self.columns)
+        return replace(self, columns=columns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestTable(Table):
+    """A table read from a REST list.
+
+    Attributes:
+        path: Below `/api/projects/:id/`.
+        params: Query parameters of every request: the stable order above all.
+        page_rows: `limit` of a page.
+        rate_class: Which of PostHog's limits applies.
+        cursor: Column whose newest value bounds the next sync; None lists everything again.
+        cursor_param: Query parameter that bounds it, exclusive.
+        overlap_s: Seconds before the cursor that are read again.
+    """
+
+    path: str
+    params: Mapping[str, str]
+    page_rows: int
+    rate_class: RateClass
+    cursor: str | None = None
+    cursor_param: str = ""
+    overlap_s: float = 0.0
+
+
+PROJECT_ID = Column("project_id", "bigint", "PostHog's number of the project", is_required=True)
+
+EVENTS = HogqlTable(
+    name="events",
+    description="One row per event captured.",
+    columns=(
+        PROJECT_ID,
+        Column("uuid", "uuid", "The event's id", is_required=True),
+        Column("event", "text", "The event's name", is_required=True),
+        Column("timestamp", "timestamp", "When it happened, by the client's clock", is_required=True),
+        Column("created_at", "timestamp", "When PostHog received it, by its own clock"),
+        Column("distinct_id", "text", "Who did it, as the client said", is_required=True),
+        # HogQL's own person_id joins the overrides of merged persons into every query (query_api.md 4.1).
+        Column("person_id", "uuid", "The person at ingestion", field="event_person_id"),
+        Column("properties", "json", "Everything else that was captured"),
+        Column("elements_chain", "text", "For autocapture: the elements clicked"),
+        Column("session_id", "text", "Session", field="$session_id"),
+        Column("window_id", "text", "Browser tab", field="$window_id", is_optional=True),
+        Column("person_mode", "text", "full, propertyless or force_upgrade", is_optional=True),
+        *(
+            Column(f"group_{i}", "text", f"Key of the group of type {i}", field=f"$group_{i}")
+            for i in range(5)
+        ),
+        Column("person_properties", "json", "The person's properties at ingestion", field="poe.properties"),
+    ),
+    primary_key=("project_id", "uuid"),
+    disposition="window",
+    scopes=("query:read",),
+    sources=("events",),
+    # ORDER BY (team_id, toDate(timestamp), event, cityHash64(distinct_id), …): query_api.md 5.1
+    sort_key=SortKey(
+        labels=(LabelField("timestamp", "day"), LabelField("event", "text")),
+        axis=AxisField("distinct_id", "hash"),
+    ),
+    page_key=("timestamp", "uuid"),
+    time_column="timestamp",
+)
+
+PERSONS = HogqlTable(
+    name="persons",
+    description="One row per person as of the sync; merged-away and deleted persons are gone.",
+    columns=(
+        PROJECT_ID,
+        Column("id", "uuid", "The person's id", is_required=True),
+        Column("created_at", "timestamp", "When the person was first seen"),
+        Column("is_identified", "bool", "Whether the person has been identified"),
+        Column("properties", "json", "The person's properties"),
+    ),
+    primary_key=("project_id", "id"),
+    disposition="snapshot",
+    scopes=("query:read",),
+    sources=("persons",),
+    sort_key=SortKey(axis=AxisField("id", "uuid")),
+    page_key=("id",),
+)
+
+PERSON_DISTINCT_IDS = HogqlTable(
+    name="person_distinct_ids",
+    description="One row per distinct id: which person it belongs to now.",
+    columns=(
+        PROJECT_ID,
+        Column("distinct_id", "text", "As on events", is_required=True),
+        Column("person_id", "uuid", "The person it belongs to now", is_required=True),
+    ),
+    primary_key=("project_id", "distinct_id"),
+    disposition="snapshot",
+    scopes=("query:read",),
+    sources=("person_distinct_ids",),
+    sort_key=SortKey(labels=(LabelField("distinct_id", "text"),), is_sampled=True),
+    page_key=("distinct_id",),
+)
+
+COHORT_PEOPLE = HogqlTable(
+    name="cohort_people",
+    description="One row per member of each cohort, static and dynamic, as last calculated by PostHog.",
+    columns=(
+        PROJECT_ID,
+        Column("cohort_id", "bigint", "The cohort", is_required=True),
+        Column("person_id", "uuid", "The member", is_required=True),
+    ),
+    primary_key=("project_id", "cohort_id", "person_id"),
+    disposition="snapshot",
+    scopes=("query:read",),
+    sources=("cohort_people", "static_cohort_people"),
+    sort_key=SortKey(labels=(LabelField("cohort_id", "bigint"),), axis=AxisField("person_id", "uuid")),
+    page_key=("cohort_id", "person_id"),
+)
+
+COHORTS = RestTable(
+    name="cohorts",
+    description="One row per cohort; deleted cohorts are gone.",
+    columns=(
+        PROJECT_ID,
+        Column("id", "bigint", "The cohort's number", is_required=True),
+        Column("name", "text", "Name"),
+        Column("description", "text", "Description"),
+        Column("groups", "json", "Definition, the older form"),
+        Column("filters", "json", "Definition"),
+        Column("query", "json", "Definition of a static cohort made from a query"),
+        Column("deleted", "bool", "Always false: PostHog does not list deleted cohorts"),
+        Column("version", "bigint", "Grows with each calculation"),
+        Column("pending_version", "bigint", "The calculation under way"),
+        Column("is_calculating", "bool", "Whether members are being calculated"),
+        Column("is_static", "bool", "Whether members were listed rather than defined"),
+        Column("cohort_type", "text", "Kind of definition"),
+        Column("count", "bigint", "Members at the last calculation"),
+        Column("errors_calculating", "bigint", "Failed calculations in a row"),
+        Column("last_error_message", "text", "The last one's message"),
+        Column("created_by", "json", "Who made it"),
+        Column("created_at", "timestamp", "When it was made"),
+        Column("last_calculation", "timestamp", "When members were last calculated; not when it was edited"),
+        Column("experiment_set", "json", "Experiments that use it"),
+    ),
+    primary_key=("project_id", "id"),
+    # No updated_at and no way to ask for changes (rest_api.md 4.3): every sync lists them all.
+    disposition="snapshot",
+    scopes=("cohort:read",),
+    path="cohorts/",
+    params={},
+    page_rows=1_000,
+    rate_class="default",
+)
+
+INSIGHTS = RestTable(
+    name="insights",
+    description="One row per insight: its definition, not its results. Deleted insights stay as last seen.",
+    columns=(
+        PROJECT_ID,
+        Column("id", "bigint", "The insight's number", is_required=True),
+        Column("short_id", "text", "As in its address"),
+        Column("name", "text", "Name"),
+        Column("derived_name", "text", "Name that PostHog makes from the definition"),
+        Column("description", "text", "Description"),
+        Column("query", "json", "Definition"),
+        Column("filters", "json", "Definition, the older form"),
+        Column("dashboards", "json", "Dashboards that show it"),
+        Column("dashboard_tiles", "json", "Its tiles there"),
+        Column("tags", "json", "Tags"),
+        Column("saved", "bool", "Whether it was saved by a person"),
+        Column("favorited", "bool", "Whether it is a favourite"),
+        Column("created_by", "json", "Who made it"),
+        Column("created_at", "timestamp", "When it was made"),
+        Column("last_modified_at", "timestamp", "When it was last edited"),
+        Column("updated_at", "timestamp", "When it was last saved, by PostHog itself too"),
+        Column("last_refresh", "timestamp", "When its result was last computed"),
+    ),
+    primary_key=("project_id", "id"),
+    disposition="merge",
+    scopes=("insight:read",),
+    path="insights/",
+    # Without an order PostHog sorts by a column that is mostly null, and offset paging skips and repeats
+    # rows; without basic=true each row carries its result (rest_api.md 4.4).
+    params={"basic": "true", "order": "last_modified_at"},
+    page_rows=500,
+    rate_class="clickhouse",
+    cursor="last_modified_at",
+    cursor_param="date_from",
+    overlap_s=300.0,
+)
+
+TABLES: tuple[Table, ...] = (EVENTS, PERSONS, PERSON_DISTINCT_IDS, COHORTS, COHORT_PEOPLE, INSIGHTS)
+"""Everything that can be exported, in the order in which it is."""

@@ -1,0 +1,287 @@
+"""Settings as frozen values, checked before anything is sent.
+
+What a person may set, its default and the reason for it. Not here: where settings come from (toml,
+environment, arguments), which is dlt's work and lives in `source`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
+
+from posthog_source.errors import SettingsError
+
+HOSTS: Mapping[str, str] = {"us": "https://us.posthog.com", "eu": "https://eu.posthog.com"}
+CAPTURE_HOSTS = ("us.i.posthog.com", "eu.i.posthog.com")
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+
+MAX_PAGE_ROWS = 50_000
+"""PostHog lowers any larger LIMIT in silence (query_api.md 2.1)."""
+
+WriteMode = Literal["window", "upsert", "append"]
+JsonColumns = Literal["auto", "json", "text"]
+PersonId = Literal["ingested", "current"]
+
+
+@dataclass(frozen=True)
+class Secret:
+    """A value that never shows: not in repr, str, format or a traceback's locals."""
+
+    _value: str = field(repr=False)
+
+    def reveal(self) -> str:
+        """The value itself, for the one header that needs it."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret('…')"
+
+    __str__ = __repr__
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What all tables share.
+
+    Attributes:
+        project_id: PostHog's number of the project, as in its address bar.
+        api_key: A personal API key (``phx_…``).
+        base_url: Scheme and host, no trailing slash.
+        start: First instant to export; None means the project's first event.
+        end: First instant not to export; None means now less the lag, and moves the stored cursor.
+        look_ahead: Queries in flight. PostHog allows a team 3 at once (query_api.md 2.4); two leave
+            one for people.
+        query_timeout_s: How long one query may take to answer: 10 s of ClickHouse time on Cloud, 60 s
+            elsewhere, 30 s of queueing for a free place, and the transfer.
+        max_attempts: Tries of one request before its last error stands.
+        wait_deadline_s: Longest total wait that PostHog may impose on one request. Its hourly limits
+            ask for up to an hour.
+        queries_per_minute: PostHog's limit for a key (query_api.md 2.5).
+        queries_per_hour: The same.
+    """
+
+    project_id: int
+    api_key: Secret
+    base_url: str
+    start: datetime | None = None
+    end: datetime | None = None
+    look_ahead: int = 2
+    query_timeout_s: float = 180.0
+    max_attempts: int = 8
+    wait_deadline_s: float = 3_900.0
+    queries_per_minute: int = 240
+    queries_per_hour: int = 2_400
+
+    def __post_init__(self) -> None:
+        _require(self.project_id > 0, "project_id", "a positive whole number")
+        _require(1 <= self.look_ahead <= 16, "look_ahead", "from 1 to 16")
+        _require(self.query_timeout_s > 0, "query_timeout_s", "above 0")
+        _require(self.max_attempts >= 1, "max_attempts", "at least 1")
+        _require(self.wait_deadline_s >= 0, "wait_deadline_s", "0 or more")
+        _require(self.queries_per_minute >= 1, "queries_per_minute", "at least 1")
+        _require(self.queries_per_hour >= 1, "queries_per_hour", "at least 1")
+        if self.start and self.end and self.start >= self.end:
+            raise SettingsError(
+                f"start_date {self.start.isoformat()} is not before end_date {self.end.isoformat()}: "
+                "set them under [sources.posthog] so that start_date comes first."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableSettings:
+    """What one table read by HogQL may need.
+
+    Attributes:
+        page_rows: Rows asked for in one answer. A page is held in memory `look_ahead` + 1 times; at 1 kB
+            a row, 25,000 rows are 25 MB of JSON. At most 50,000, PostHog's cap.
+    """
+
+    page_rows: int = 25_000
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.page_rows <= MAX_PAGE_ROWS, "page_rows", f"from 1 to {MAX_PAGE_ROWS}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventsSettings(TableSettings):
+    """What only events need.
+
+    Attributes:
+        lag_s: The newest window ends this many seconds before now, since an event is visible only some
+            time after its ``created_at``.
+        lookback_s: A sync reads again what lies this many seconds before its last window, and replaces
+            it: events that arrive late by less are there after the next sync.
+        write_mode: ``window`` replaces the synced window, ``upsert`` merges by uuid, ``append`` only adds.
+        person_id: ``ingested`` is the person at ingestion, as in PostHog's own exports; ``current``
+            follows merges, at the price of a join in every query.
+        person_properties: Whether to load the person's properties as stored on the event.
+        json_columns: ``json`` types ``properties`` as JSON in the warehouse, ``text`` as text; ``auto``
+            takes json where the destination's loader takes it from Parquet or CSV.
+    """
+
+    lag_s: float = 300.0
+    lookback_s: float = 86_400.0
+    write_mode: WriteMode = "window"
+    person_id: PersonId = "ingested"
+    person_properties: bool = False
+    json_columns: JsonColumns = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.lag_s >= 0, "events.lag_s", "0 or more")
+        _require(self.lookback_s >= 0, "events.lookback_s", "0 or more")
+        _require_choice(self.write_mode, WriteMode, "events.write_mode")
+        _require_choice(self.person_id, PersonId, "events.person_id")
+        _require_choice(self.json_columns, JsonColumns, "events.json_columns")
+
+
+def build_settings(
+    *,
+    project_id: object,
+    api_key: object,
+    host: object,
+    start_date: object = None,
+    end_date: object = None,
+    **limits: Any,
+) -> Settings:
+    """Checks what a person wrote and returns it as `Settings`.
+
+    Args:
+        project_id: A whole number, or its text.
+        api_key: Text beginning ``phx_`` (any other is let through, since self-hosted servers differ,
+            except a project token ``phc_…``).
+        host: ``us``, ``eu`` or a base URL.
+        start_date: ISO text, date or datetime; naive means UTC.
+        end_date: The same.
+        limits: The remaining fields of `Settings`; None keeps a default.
+
+    Raises:
+        SettingsError: One line that names the setting, where to set it and what it may be.
+    """
+    return Settings(
+        project_id=parse_project_id(project_id),
+        api_key=parse_api_key(api_key),
+        base_url=parse_host(host),
+        start=parse_instant(start_date, "start_date"),
+        end=parse_instant(end_date, "end_date"),
+        **{name: value for name, value in limits.items() if value is not None},
+    )
+
+
+def parse_project_id(value: object) -> int:
+    """The project's number.
+
+    Raises:
+        SettingsError: It is missing or no number; ``@current`` follows its owner's clicks
+            (rest_api.md 1.1), so it is no setting.
+    """
+    if value is None or value == "":
+        raise SettingsError(
+            "project_id is not set. Set project_id under [sources.posthog] in .dlt/secrets.toml, or "
+            "SOURCES__POSTHOG__PROJECT_ID: the number in PostHog's address bar."
+        )
+    text = str(value).strip()
+    if not text.isdigit():
+        raise SettingsError(
+            f"project_id is {text!r}, which is no number. Set SOURCES__POSTHOG__PROJECT_ID to the number "
+            "in PostHog's address bar."
+        )
+    return int(text)
+
+
+def parse_api_key(value: object) -> Secret:
+    """The key, hidden.
+
+    Raises:
+        SettingsError: It is missing, has spaces or line breaks inside, or is a project token.
+    """
+    text = str(value).strip() if value else ""
+    if not text:
+        raise SettingsError(
+            "api_key is not set. Set api_key under [sources.posthog] in .dlt/secrets.toml, or "
+            "SOURCES__POSTHOG__API_KEY: a personal API key (phx_…) with the scope query:read."
+        )
+    if text.startswith("phc_"):
+        raise SettingsError(
+            "api_key is a project token (phc_…), which can only send events. Set SOURCES__POSTHOG__API_KEY "
+            "to a personal API key (phx_…) with the scope query:read."
+        )
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise SettingsError(
+            "api_key has spaces or special characters inside. Copy it again, whole, into "
+            "SOURCES__POSTHOG__API_KEY."
+        )
+    return Secret(text)
+
+
+def parse_host(value: object) -> str:
+    """The base URL for ``us``, ``eu`` or a URL of one's own.
+
+    Raises:
+        SettingsError: It is neither, or names a capture host, or would send the key in the clear.
+    """
+    text = str(value).strip().rstrip("/") if value else ""
+    if text.lower() in HOSTS:
+        return HOSTS[text.lower()]
+    try:
+        parts = urlsplit(text if "://" in text else f"https://{text}")
+        host = parts.hostname or ""
+        _ = parts.port
+    except ValueError:
+        host = ""
+    if "." not in host and host not in LOOPBACK_HOSTS:
+        raise SettingsError(
+            f"host is {text!r}. Set host under [sources.posthog] to 'us', 'eu' or the base URL of your "
+            "PostHog, such as https://posthog.example.com."
+        )
+    if host in CAPTURE_HOSTS:
+        raise SettingsError(
+            f"host is {text!r}, which only takes events in. Set host under [sources.posthog] to "
+            f"{host.split('.', 1)[0]!r}."
+        )
+    if parts.username or parts.query or parts.fragment or parts.path or parts.scheme not in ("http", "https"):
+        raise SettingsError(
+            f"host is {parts.scheme}://{host}… with more than scheme, host and port. Set host under "
+            "[sources.posthog] to the base URL alone."
+        )
+    if parts.scheme == "http" and host not in LOOPBACK_HOSTS:
+        raise SettingsError(
+            f"host is {text!r}: over http the key would travel in the clear. Set host under "
+            "[sources.posthog] to its https:// address."
+        )
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def parse_instant(value: object, name: str) -> datetime | None:
+    """An aware UTC datetime from ISO text, a date or a datetime; naive means UTC; empty means None.
+
+    Raises:
+        SettingsError: The text is no ISO date.
+    """
+    if value is None or value == "":
+        return None
+    if isinstance(value, datetime):
+        at = value
+    elif isinstance(value, date):
+        at = datetime(value.year, value.month, value.day, tzinfo=UTC)
+    else:
+        try:
+            at = datetime.fromisoformat(str(value).strip())
+        except ValueError:
+            raise SettingsError(
+                f"{name} is {str(value)!r}, which is no ISO date. Set {name} under [sources.posthog] to "
+                "one such as 2026-01-31 or 2026-01-31T12:00:00Z."
+            ) from None
+    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+
+
+def _require(condition: bool, name: str, allowed: str) -> None:
+    if not condition:
+        raise SettingsError(f"{name} must be {allowed}. Set it under [sources.posthog].")
+
+
+def _require_choice(value: str, choices: Any, name: str) -> None:
+    _require(value in get_args(choices), name, "one of " + ", ".join(get_args(choices)))

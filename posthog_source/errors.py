@@ -1,0 +1,251 @@
+"""Everything that can go wrong, as one tree, and the one place that reads PostHog's error answers.
+
+    PosthogSourceError
+    ├── SettingsError                a setting is missing or cannot be right; nothing was sent
+    ├── ApiError                     PostHog answered, and the answer is a refusal (.status, .code)
+    │   ├── QueryRefusedError        400  the query or request itself is at fault
+    │   ├── AuthenticationError      401  key revoked, or another region's key
+    │   ├── QuotaSpentError          402  plan or billing quota; not a matter of waiting
+    │   ├── AccessDeniedError        403  a scope or a project that the key does not have
+    │   ├── NotFoundError            404  nothing there that this key may see
+    │   ├── RedirectedError          3xx  the host setting is not where PostHog answers
+    │   ├── TooHeavyError            504, 512, 513, too_many_bytes: ask for less, never the same again
+    │   ├── RateLimitedError         429  wait (.retry_after_s when PostHog says how long)   transient
+    │   └── ServerError              other 5xx                                               transient
+    ├── ConnectionFailedError        no answer: refused, reset, timed out, cut off           transient
+    ├── UnreadableAnswerError        an answer that is not the JSON it should be             transient
+    ├── DeadlineError                waiting any longer would pass the deadline that was set
+    └── ExactnessError               better no load than a wrong one
+        ├── StaleAnswerError         an answer from PostHog's cache to a question for live rows  transient
+        ├── MissingRowsError         fewer rows arrived than PostHog counts
+        ├── StuckCursorError         a page ended where it began
+        └── UnexpectedAnswerError    columns or types that the table does not declare
+
+``transient`` errors are worth asking again; `client` does so, below the page generators. Nothing in the
+package decides by the text of a message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import ClassVar
+
+import orjson
+
+MAX_DETAIL_CHARS = 300
+
+
+class PosthogSourceError(Exception):
+    """Root of everything that this package raises on purpose. One line: what, where, what to do."""
+
+    transient: ClassVar[bool] = False
+
+
+class SettingsError(PosthogSourceError, ValueError):
+    """A setting is missing or cannot be right. Raised before anything is sent."""
+
+
+class ApiError(PosthogSourceError):
+    """PostHog answered with a refusal.
+
+    Attributes:
+        status: HTTP status.
+        code: PostHog's machine code, such as ``hogql_query_error``; empty when the body had none.
+    """
+
+    def __init__(self, message: str, *, status: int, code: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class QueryRefusedError(ApiError):
+    """400: the request itself is at fault; asking again changes nothing."""
+
+
+class AuthenticationError(ApiError):
+    """401: the key is revoked or belongs to another region."""
+
+
+class QuotaSpentError(ApiError):
+    """402: the plan or its quota does not allow this until the billing period ends."""
+
+
+class AccessDeniedError(ApiError):
+    """403: the key lacks a scope, or may not read this project."""
+
+
+class NotFoundError(ApiError):
+    """404: no such thing, or not visible to this key."""
+
+
+class RedirectedError(ApiError):
+    """3xx: PostHog lives elsewhere; the key is not sent after a redirect."""
+
+
+class TooHeavyError(ApiError):
+    """504, 512, 513 or ``too_many_bytes``: the same query will fail again, a smaller one will not."""
+
+
+class RateLimitedError(ApiError):
+    """429.
+
+    Attributes:
+        retry_after_s: Seconds to wait as PostHog says, or None when it does not say, which means that
+            too many queries run at once or that the quota is spent (query_api.md 2.4, 2.6).
+    """
+
+    transient = True
+
+    def __init__(
+        self, message: str, *, status: int = 429, code: str = "", retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message, status=status, code=code)
+        self.retry_after_s = retry_after_s
+
+
+class ServerError(ApiError):
+    """500, 502, 503 and their kin: PostHog's trouble, usually short."""
+
+    transient = True
+
+    def __init__(
+        self, message: str, *, status: int, code: str = "", retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message, status=status, code=code)
+        self.retry_after_s = retry_after_s
+
+
+class ConnectionFailedError(PosthogSourceError):
+    """No answer, or half of one."""
+
+    transient = True
+
+
+class UnreadableAnswerError(PosthogSourceError):
+    """A successful answer whose body is not the JSON that it should be."""
+
+    transient = True
+
+
+class DeadlineError(PosthogSourceError):
+    """PostHog asks for a longer wait than ``wait_deadline_s`` leaves."""
+
+
+class ExactnessError(PosthogSourceError):
+    """Loading on would lose or double rows."""
+
+
+class StaleAnswerError(ExactnessError):
+    """PostHog served its cache although live rows were asked for."""
+
+    transient = True
+
+
+class MissingRowsError(ExactnessError):
+    """Fewer rows arrived than PostHog counts, and asking again did not bring them."""
+
+
+class StuckCursorError(ExactnessError):
+    """A page's last row is not after the row that it should follow."""
+
+
+class UnexpectedAnswerError(ExactnessError):
+    """Columns, shapes or values that the table does not declare."""
+
+
+_MEANINGS: Mapping[int, tuple[type[ApiError], str]] = {
+    401: (
+        AuthenticationError,
+        (
+            "the API key is revoked, or belongs to another region than this host. Check "
+            "sources.posthog.api_key and sources.posthog.host."
+        ),
+    ),
+    402: (
+        QuotaSpentError,
+        "the plan or its quota does not allow this; it opens again with the next billing period.",
+    ),
+    403: (
+        AccessDeniedError,
+        (
+            "the API key may not do this. Give it the scope or the project that it lacks "
+            "(PostHog > Settings > Personal API keys)."
+        ),
+    ),
+    404: (
+        NotFoundError,
+        "nothing there that this key may see. Check sources.posthog.project_id.",
+    ),
+    429: (RateLimitedError, "too many requests."),
+    504: (TooHeavyError, "the query ran out of time."),
+    512: (TooHeavyError, "the query would take too long."),
+    513: (TooHeavyError, "the query needs too much memory."),
+}
+
+
+def error_from_response(status: int, headers: Mapping[str, str], body: bytes, *, where: str) -> ApiError:
+    """Turns a refusal into the error that says what to do about it.
+
+    Args:
+        status: HTTP status, 300 or above.
+        headers: The answer's headers, names in lower case.
+        body: The answer's body, JSON or not.
+        where: What was asked, for the message: ``"POST /api/projects/1/query/ (events)"``.
+
+    The envelope is drf-exceptions-hog's ``{"type", "code", "detail", "attr"}`` (query_api.md 3).
+    """
+    envelope = _envelope(body)
+    code = _text(envelope.get("code"))
+    detail = _text(envelope.get("detail"))
+    kind, what = _meaning(status, code)
+    if kind is RedirectedError:
+        what += headers.get("location", "?")
+    message = f"PostHog answered {status} to {where}: {what}" + (f" PostHog says: {detail}" if detail else "")
+    if issubclass(kind, RateLimitedError | ServerError):
+        retry_after_s = parse_retry_after(headers.get("retry-after"), now=datetime.now(UTC))
+        return kind(message, status=status, code=code, retry_after_s=retry_after_s)
+    return kind(message, status=status, code=code)
+
+
+def parse_retry_after(value: str | None, *, now: datetime) -> float | None:
+    """Seconds to wait from a ``Retry-After`` header: whole seconds or an HTTP date; None if neither."""
+    if value is None:
+        return None
+    if value.strip().isdigit():
+        return float(value)
+    try:
+        at = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    if at.tzinfo is None:
+        at = at.replace(tzinfo=UTC)
+    return max(0.0, (at - now).total_seconds())
+
+
+def _meaning(status: int, code: str) -> tuple[type[ApiError], str]:
+    """The error of a status, and what to do about it."""
+    if status == 400 and code == "too_many_bytes":
+        return TooHeavyError, "the query reads more than PostHog allows."
+    if status in _MEANINGS:
+        return _MEANINGS[status]
+    if status >= 500:
+        return ServerError, "a fault on its side."
+    if status < 400:
+        return RedirectedError, "it lives elsewhere. Set sources.posthog.host to where it answers: "
+    return QueryRefusedError, f"it does not accept this request ({code or 'no code'})."
+
+
+def _envelope(body: bytes) -> dict[str, object]:
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
+
+
+def _text(value: object) -> str:
+    """One line, bounded, whatever the server sent."""
+    return " ".join(str(value).split())[:MAX_DETAIL_CHARS] if value else ""

@@ -1,0 +1,224 @@
+"""Half-open UTC time windows, and slices of a table along its sort key. Pure.
+
+ClickHouse keeps a table sorted by its sort key and reads whole runs of it, so a question is cheap when
+it asks for one contiguous run, and dear when it asks for rows scattered by time (read_cost.md). Here a
+table is a *line* of counted labels (for events: day, then event name), each label uniform along an
+*axis* (for events: `cityHash64(distinct_id)`). Cutting that line every so many rows gives slices of
+about one page, wherever days and names begin or end.
+
+Not here: HogQL (`query`), asking (`pagination`).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, time, timedelta
+from itertools import accumulate, pairwise
+
+FILL = 0.92
+"""How full a planned page is: an axis cut by hashes is a guess, and a row too many costs a second query
+that reads the slice again."""
+
+Label = tuple[date | str | int, ...]
+"""The leading values of a sort key, in its own order: `(day, event)` for events, `()` for persons."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Half-open span of time `[start, end)`, both aware UTC."""
+
+    start: datetime
+    end: datetime
+
+    def __post_init__(self) -> None:
+        if self.start.utcoffset() != timedelta(0) or self.end.utcoffset() != timedelta(0):
+            raise ValueError("a window is in UTC")
+        if self.start > self.end:
+            raise ValueError(f"window ends at {self.end} before it starts at {self.start}")
+
+    @property
+    def is_empty(self) -> bool:
+        """No instant lies in it."""
+        return self.start == self.end
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Whole numbers `[start, end)` along which the rows of one label lie evenly."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Count:
+    """Rows counted at one label."""
+
+    label: Label
+    rows: int
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A place on the line: the rows of `label` from `at` on, and all that comes after."""
+
+    label: Label
+    at: int | None = None
+    """Where on the axis; None is the label's beginning."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A label's rows between two places on its axis."""
+
+    label: Label
+    rows: int
+    axis: Axis | None
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A run of the line.
+
+    Attributes:
+        lower: Its first place; None is the line's beginning, before any label counted.
+        upper: The first place after it; None is the line's end, after any label counted.
+        parts: What was counted inside, in order.
+        closes: Whether all rows since the last closing slice lie between places that were counted
+            exactly, so that received and counted may be compared here.
+    """
+
+    lower: Bound | None = None
+    upper: Bound | None = None
+    parts: tuple[Part, ...] = ()
+    closes: bool = True
+
+    @property
+    def rows(self) -> int:
+        """Rows expected: exact when both ends were counted, else a good guess."""
+        return sum(part.rows for part in self.parts)
+
+
+def days_of(window: Window) -> Iterator[Window]:
+    """The window cut at UTC midnights."""
+    start = window.start
+    while start < window.end:
+        end = min(window.end, datetime.combine(start.date() + timedelta(days=1), time(), UTC))
+        yield Window(start, end)
+        start = end
+
+
+def plan_slices(counts: Iterable[Count], *, page_rows: int, axis: Axis | None) -> list[Slice]:
+    """Cuts a counted line into slices of about one page.
+
+    The slices follow each other without a gap or an overlap, and the first and last are open, so that
+    together they hold every row there is, counted or not.
+
+    Args:
+        counts: Ascending by label.
+        page_rows: Rows that one answer may hold; slices are planned a little smaller.
+        axis: The axis of every label, or None when a label cannot be cut.
+    """
+    parts = [Part(count.label, count.rows, axis) for count in counts if count.rows > 0]
+    return split(Slice(parts=tuple(parts)), page_rows=page_rows)
+
+
+def split(whole: Slice, *, page_rows: int) -> list[Slice]:
+    """Cuts a slice into equal slices of at most about `page_rows`, on label edges where one is near.
+
+    Returns:
+        The slice itself, alone, when it is small enough or nothing in it can be cut.
+    """
+    target = max(1, int(page_rows * FILL))
+    pieces = -(-whole.rows // target)
+    if pieces <= 1:
+        return [whole]
+    slack = max(0, page_rows - target) / 2
+    slices = [whole]
+    for cut in _cuts(whole.parts, pieces=pieces, slack=slack):
+        slices[-1:] = _cut(slices[-1], cut)
+    return slices
+
+
+def halve(whole: Slice) -> list[Slice]:
+    """Two slices of half the rows each, or the slice itself when nothing in it can be cut."""
+    return split(whole, page_rows=max(1, int(-(-whole.rows // 2) / FILL) + 1))
+
+
+def enclose(group: Sequence[Slice]) -> Slice:
+    """One slice from the first's beginning to the last's end."""
+    parts = tuple(part for slice_ in group for part in slice_.parts)
+    return Slice(group[0].lower, group[-1].upper, parts, group[-1].closes)
+
+
+def plan_prefixes(samples: Sequence[str], *, rows: int, page_rows: int) -> list[Slice]:
+    """Slices between evenly spaced members of a sorted, even sample of a text key.
+
+    Args:
+        samples: Sample of the key, ascending in the table's own order, without repeats.
+        rows: Rows of the whole table.
+        page_rows: Rows that one answer may hold.
+    """
+    pieces = max(1, -(-rows // max(1, int(page_rows * FILL))))
+    step = max(1.0, len(samples) / pieces)
+    labels = [samples[int(step * i)] for i in range(1, pieces) if int(step * i) < len(samples)]
+    edges = [None, *(Bound((label,)) for label in labels), None]
+    share = rows / (len(edges) - 1)
+    return [
+        Slice(
+            lower,
+            upper,
+            (Part(lower.label if lower else ("",), round(share), None),),
+            closes=upper is None,
+        )
+        for lower, upper in pairwise(edges)
+    ]
+
+
+def _cuts(parts: Sequence[Part], *, pieces: int, slack: float) -> Iterator[Bound]:
+    """The places that cut the parts into equal pieces; a label's edge where one lies within `slack` rows."""
+    edges = list(accumulate((part.rows for part in parts), initial=0))
+    last_row = 0.0
+    for piece in range(1, pieces):
+        row = edges[-1] * piece / pieces
+        index = bisect_left(edges, row) - 1
+        row, place = _place(parts[index], row, edges[index], edges[index + 1], slack)
+        if place is None and index + 1 < len(parts):
+            place = Bound(parts[index + 1].label)
+        if place is not None and last_row < row < edges[-1]:
+            last_row = row
+            yield place
+
+
+def _place(part: Part, row: float, first: int, last: int, slack: float) -> tuple[float, Bound | None]:
+    """Where to cut a part that spans rows `first` to `last`: row and place; no place means its far edge."""
+    if row - first <= slack:
+        return first, Bound(part.label)
+    if part.axis is None or last - row <= slack:
+        return last, None
+    at = part.axis.start + int((part.axis.end - part.axis.start) * (row - first) / part.rows)
+    if part.axis.start < at < part.axis.end:
+        return row, Bound(part.label, at)
+    return last, None
+
+
+def _cut(whole: Slice, cut: Bound) -> tuple[Slice, Slice]:
+    """The slice before the place, and the one from it on."""
+    left: list[Part] = []
+    right: list[Part] = []
+    for part in whole.parts:
+        if part.label < cut.label:
+            left.append(part)
+        elif part.label > cut.label or cut.at is None:
+            right.append(part)
+        elif part.axis is not None:
+            share = (cut.at - part.axis.start) / (part.axis.end - part.axis.start)
+            rows = round(part.rows * share)
+            left.append(replace(part, rows=rows, axis=Axis(part.axis.start, cut.at)))
+            right.append(replace(part, rows=part.rows - rows, axis=Axis(cut.at, part.axis.end)))
+    return (
+        Slice(whole.lower, cut, tuple(left), closes=cut.at is None),
+        Slice(cut, whole.upper, tuple(right), closes=whole.closes),
+    )
