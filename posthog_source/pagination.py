@@ -1,0 +1,304 @@
+"""From a table and a window to pages of rows, each row exactly once.
+
+One code path for every table that ClickHouse holds: count, cut the line of its sort key into slices of
+about a page, read the slices with look-ahead, page inside a slice that turned out larger, cut one that
+turned out too heavy, and compare what came with what was counted. Not here: HogQL (`query`), rows
+(`arrow`), the socket (`client`), warehouses (`resources`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+
+import pyarrow as pa
+
+from posthog_source.arrow import Answer, last_row, parse_instant, read_answer, to_table
+from posthog_source.catalog import HogqlTable, LabelField
+from posthog_source.client import Client
+from posthog_source.config import MAX_PAGE_ROWS
+from posthog_source.errors import (
+    MissingRowsError,
+    QueryRefusedError,
+    StuckCursorError,
+    TooHeavyError,
+    UnexpectedAnswerError,
+)
+from posthog_source.prefetch import ordered_prefetch
+from posthog_source.query import (
+    Cell,
+    Query,
+    build_count,
+    build_count_distinct,
+    build_first_instant,
+    build_label_counts,
+    build_page,
+    build_probe,
+    build_sample,
+)
+from posthog_source.windows import (
+    Count,
+    Label,
+    Part,
+    Slice,
+    Window,
+    enclose,
+    halve,
+    plan_prefixes,
+    plan_slices,
+)
+
+SAMPLES_PER_PAGE = 100
+"""Sampled keys per slice: their spacing then varies by about a tenth of a page."""
+
+TRUSTED_SHARE = 0.75
+"""A page shorter than asked ends its slice when this share of the expected rows has come; else PostHog
+may have lowered the LIMIT in silence, and is asked for more."""
+
+logger = logging.getLogger("posthog_source")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be read.
+
+    Attributes:
+        source: HogQL table.
+        window: Its bounds in time, if the table has any.
+        slices: In order; together all rows.
+    """
+
+    source: str
+    window: Window | None
+    slices: tuple[Slice, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows counted."""
+        return sum(slice_.rows for slice_ in self.slices)
+
+
+class Reader:
+    """Reads one HogQL table of one project.
+
+    Args:
+        client: Whom to ask.
+        table: The catalogue row.
+        project_id: Stamped on each row.
+        page_rows: Rows of an answer; lowered when the server turns out to allow fewer.
+        look_ahead: Slices in flight.
+        may_repeat: Whether rows may be handed on twice when a part is read again because rows were
+            missing: right where the warehouse merges by key, wrong where it only appends.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        table: HogqlTable,
+        *,
+        project_id: int,
+        page_rows: int,
+        look_ahead: int,
+        may_repeat: bool,
+    ) -> None:
+        self.table = table
+        self.page_rows = page_rows
+        self._client = client
+        self._project_id = project_id
+        self._look_ahead = look_ahead
+        self._may_repeat = may_repeat
+
+    def drop_unknown_columns(self) -> None:
+        """Leaves out optional columns that this server does not know, with a warning each."""
+        source = self.table.sources[0]
+        optional = [column for column in self.table.columns if column.is_optional]
+        for column in optional:
+            try:
+                self._client.query(build_probe(self.table, source, column), read_answer)
+            except QueryRefusedError as error:
+                if error.code != "hogql_query_error":
+                    raise
+                logger.warning(
+                    "%s.%s is left out: this PostHog does not know %s.",
+                    self.table.name,
+                    column.name,
+                    column.source,
+                )
+                self.table = self.table.without({column.name})
+
+    def fetch_first_instant(self) -> datetime | None:
+        """The time of the table's first row; None when it has no rows."""
+        ((row_count, first_at),) = self._cells(build_first_instant(self.table, self.table.sources[0]))
+        return parse_instant(first_at) if int(row_count or 0) and first_at else None
+
+    def fetch_plans(self, window: Window | None) -> list[Plan]:
+        """Counts the rows and cuts them into slices: one request for a table or window of one page."""
+        return [
+            Plan(source, window, tuple(self._fetch_slices(source, window))) for source in self.table.sources
+        ]
+
+    def iter_pages(self, plan: Plan) -> Iterator[pa.Table]:
+        """Pages of all rows of a plan, at least once each, in slice order.
+
+        Raises:
+            MissingRowsError: PostHog counts more rows than it hands out.
+            StuckCursorError, UnexpectedAnswerError, ApiError, …: See `errors`.
+        """
+        group: list[Slice] = []
+        received = 0
+        fetched = ordered_prefetch(
+            lambda slice_: self._try_first_page(plan, slice_), plan.slices, depth=self._look_ahead
+        )
+        for slice_, first in fetched:
+            group.append(slice_)
+            for page in self._iter_slice(plan, slice_, first):
+                received += page.num_rows
+                yield page
+            if slice_.closes:
+                if received < sum(member.rows for member in group):
+                    yield from self._iter_again(plan, enclose(group), received)
+                group, received = [], 0
+
+    def _fetch_slices(self, source: str, window: Window | None) -> list[Slice]:
+        total = self._fetch_count(build_count(self.table, source, Slice(), window=window))
+        sort_key = self.table.sort_key
+        axis = sort_key.axis.axis if sort_key.axis else None
+        if total <= self.page_rows:
+            return [Slice(parts=(Part((), total, None),))]
+        if not sort_key.labels:
+            return plan_slices([Count((), total)], page_rows=self.page_rows, axis=axis)
+        if sort_key.is_sampled:
+            samples = list(self._iter_samples(source, total))
+            return plan_prefixes(samples, rows=total, page_rows=self.page_rows)
+        counts = self._iter_label_counts(source, window, total)
+        return plan_slices(counts, page_rows=self.page_rows, axis=axis)
+
+    def _iter_label_counts(self, source: str, window: Window | None, total: int) -> Iterator[Count]:
+        """Counts by label. The total tells their end, since an answer may be cut in silence."""
+        labels = self.table.sort_key.labels
+        after: Label | None = None
+        counted = 0
+        while counted < total:
+            query = build_label_counts(self.table, source, window=window, after=after, limit=MAX_PAGE_ROWS)
+            rows = self._cells(query)
+            if not rows:
+                return  # rows went away since the total was taken
+            for *texts, row_count in rows:
+                after = tuple(_label_value(field, text) for field, text in zip(labels, texts, strict=True))
+                counted += int(row_count or 0)
+                yield Count(after, int(row_count or 0))
+
+    def _iter_samples(self, source: str, total: int) -> Iterator[str]:
+        one_in = max(1, self.page_rows // SAMPLES_PER_PAGE)
+        after: str | None = None
+        found = 0
+        while found < total // one_in // 2 or after is None:
+            query = build_sample(self.table, source, one_in=one_in, after=after, limit=MAX_PAGE_ROWS)
+            texts = [text for (text,) in self._cells(query) if text is not None]
+            if not texts:
+                return
+            yield from texts
+            after = texts[-1]
+            found += len(texts)
+
+    def _try_first_page(self, plan: Plan, slice_: Slice) -> pa.Table | TooHeavyError:
+        try:
+            return self._fetch_page(plan, slice_, None, self.page_rows)
+        except TooHeavyError as error:
+            return error  # the consumer cuts the slice; other slices in flight go on
+
+    def _iter_slice(self, plan: Plan, slice_: Slice, first: pa.Table | TooHeavyError) -> Iterator[pa.Table]:
+        if isinstance(first, TooHeavyError):
+            halves = halve(slice_)
+            if len(halves) == 1:
+                raise first
+            logger.warning("%s: a slice of %d rows is cut in two. %s", self.table.name, slice_.rows, first)
+            for half in halves:
+                yield from self._iter_slice(plan, half, self._try_first_page(plan, half))
+        else:
+            yield from self._iter_rest(plan, slice_, first, trusted_rows=slice_.rows * TRUSTED_SHARE)
+
+    def _iter_rest(
+        self, plan: Plan, slice_: Slice, page: pa.Table, *, trusted_rows: float
+    ) -> Iterator[pa.Table]:
+        """A slice's first page and all that follow it."""
+        seen = 0
+        limit = self.page_rows
+        while page.num_rows:
+            yield page
+            seen += page.num_rows
+            is_full = page.num_rows >= limit
+            if not is_full and seen >= trusted_rows:
+                return
+            cursor = last_row(page, self.table.page_key)
+            following = self._fetch_page(plan, slice_, cursor, self.page_rows)
+            if not is_full and following.num_rows:
+                self._learn_cap(page.num_rows)
+            limit = self.page_rows
+            page = following
+
+    def _learn_cap(self, rows: int) -> None:
+        if rows < self.page_rows:
+            logger.warning(
+                "%s: PostHog hands out %d rows at most instead of the %d asked for; asking for no more.",
+                self.table.name,
+                rows,
+                self.page_rows,
+            )
+            self.page_rows = rows
+
+    def _iter_again(self, plan: Plan, whole: Slice, received: int) -> Iterator[pa.Table]:
+        """Recounts a part in which rows are missing, and reads it again if they are really there."""
+        expected = self._fetch_distinct(plan, whole)
+        if received >= expected:
+            return  # deleted since, or duplicates that ClickHouse has merged by now
+        what = f"{self.table.name}: {received} rows came where PostHog counts {expected}"
+        if not self._may_repeat:
+            raise MissingRowsError(
+                f"{what}; reading them again would double the others, since write_mode is append. "
+                "Run again, or set write_mode to window."
+            )
+        logger.warning("%s; reading that part again.", what)
+        received = 0
+        first = self._fetch_page(plan, whole, None, self.page_rows)
+        for page in self._iter_rest(plan, whole, first, trusted_rows=float("inf")):
+            received += page.num_rows
+            yield page
+        if received < self._fetch_distinct(plan, whole):
+            raise MissingRowsError(f"{what}, twice. Nothing of this run is loaded; run again later.")
+
+    def _fetch_page(self, plan: Plan, slice_: Slice, after: Sequence[Cell] | None, limit: int) -> pa.Table:
+        query = build_page(self.table, plan.source, slice_, window=plan.window, after=after, limit=limit)
+        page = to_table(self._answer(query), self.table, project_id=self._project_id)
+        if after is not None and page.num_rows and last_row(page, self.table.page_key) == tuple(after):
+            raise StuckCursorError(
+                f"{self.table.name}: a page ends with the row that it should follow. Please report this."
+            )
+        return page
+
+    def _fetch_distinct(self, plan: Plan, slice_: Slice) -> int:
+        return self._fetch_count(build_count_distinct(self.table, plan.source, slice_, window=plan.window))
+
+    def _fetch_count(self, query: Query) -> int:
+        cells = self._cells(query)
+        if len(cells) != 1 or cells[0][0] is None:
+            raise UnexpectedAnswerError(f"{query.name}: PostHog answered a count with {len(cells)} rows.")
+        return int(cells[0][0])
+
+    def _cells(self, query: Query) -> list[tuple[str | None, ...]]:
+        return self._answer(query).cells()
+
+    def _answer(self, query: Query) -> Answer:
+        return self._client.query(query, read_answer)
+
+
+def _label_value(field: LabelField, text: str | None) -> date | str | int:
+    match field.kind:
+        case "day":
+            return date.fromisoformat(text or "")
+        case "bigint":
+            return int(text or "")
+        case _:
+            return text or ""
