@@ -1,3 +1,15 @@
-"""A dlt source that exports PostHog into any warehouse."""
+"""A dlt source that exports PostHog into any warehouse: every row once, at any size, in flat memory.
+
+import dlt
+from posthog_source import posthog_source
+
+pipeline = dlt.pipeline("posthog", destination="duckdb", dataset_name="posthog_data")
+pipeline.run(posthog_source())
+"""
+
+from posthog_source.errors import PosthogSourceError
+from posthog_source.source import EventsConfig, PeopleConfig, posthog_source
 
 __version__ = "0.1.0"
+
+__all__ = ["EventsConfig", "PeopleConfig", "PosthogSourceError", "__version__", "posthog_source"]

@@ -9,7 +9,7 @@ the smallest difference between two pages. Not here: where bytes come from (`cli
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
@@ -85,19 +85,22 @@ def read_answer(body: bytes) -> Answer:
         return _read_any_cells(body)
 
 
-def to_table(answer: Answer, table: Table, *, project_id: int) -> pa.Table:
+def to_table(
+    answer: Answer, table: Table, *, project_id: int, absent: Collection[str] = frozenset()
+) -> pa.Table:
     """Gives an answer its table's schema.
 
     Args:
-        answer: Columns in the table's order less `project_id`.
+        answer: Columns in the table's order, less `project_id` and the absent ones.
         table: The catalogue row.
         project_id: Stamped on each row.
+        absent: Names of columns that were not asked for; they are null.
 
     Raises:
         UnexpectedAnswerError: A column more or less, a cell that its type does not take, or a null where
             the table allows none.
     """
-    asked = [column for column in table.columns if column.name != "project_id"]
+    asked = [c for c in table.columns if c.name != "project_id" and c.name not in absent]
     if len(asked) != len(answer.columns):
         raise UnexpectedAnswerError(
             f"{table.name}: PostHog answered {len(answer.columns)} columns to a question for {len(asked)}."
@@ -106,6 +109,8 @@ def to_table(answer: Answer, table: Table, *, project_id: int) -> pa.Table:
     for column, texts in zip(asked, answer.columns, strict=True):
         arrays[column.name] = _typed(texts, column, table.name)
     schema = schema_of(table)
+    for name in absent:
+        arrays[name] = pa.nulls(answer.rows, schema.field(name).type)
     return pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema)
 
 

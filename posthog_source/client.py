@@ -8,8 +8,10 @@ that a cut answer is asked for again. Whether and when to ask again is decided b
 from __future__ import annotations
 
 import logging
+import threading
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -84,6 +86,8 @@ class Client:
             timeout=httpx.Timeout(settings.query_timeout_s, connect=CONNECT_TIMEOUT_S, pool=None),
             follow_redirects=False,  # a redirect would take the key along, and turn POST into GET
         )
+        self._places = threading.BoundedSemaphore(settings.look_ahead)
+        self._close = weakref.finalize(self, self._http.close)
 
     def __repr__(self) -> str:
         return f"Client({self._settings.base_url!r}, project_id={self._settings.project_id})"
@@ -98,7 +102,7 @@ class Client:
 
     def close(self) -> None:
         """Closes the connections."""
-        self._http.close()
+        self._close()
 
     def query(self, query: Query, read: Callable[[bytes], T]) -> T:
         """Asks for live rows and returns what `read` makes of the answer.
@@ -142,8 +146,8 @@ class Client:
 
     def list(
         self, path: str, params: Mapping[str, str], *, rate: RateClass = "default"
-    ) -> Iterator[list[dict[str, object]]]:
-        """Pages of a REST list, until PostHog names no next one.
+    ) -> Iterator[dict[str, object]]:
+        """Pages of a REST list, each with `results`, until PostHog names no next one.
 
         Of `next`, only the query string is used: its host is whatever the server took itself for, and the
         key must not go there (rest_api.md 1.4).
@@ -155,10 +159,7 @@ class Client:
         asked: dict[str, str] | None = dict(params)
         while asked is not None:
             page = self.get(path, asked, rate=rate)
-            items = page.get("results")
-            if not isinstance(items, list):
-                raise UnreadableAnswerError(f"PostHog answered {path} without a list of results.")
-            yield items
+            yield page
             following = page.get("next")
             coming = dict(parse_qsl(urlsplit(following).query)) if isinstance(following, str) else None
             if coming == asked:
@@ -191,8 +192,9 @@ class Client:
         )
 
         def attempt() -> T:
-            limiter.acquire()
-            return read(self._send(method, target, where, build() if build else None))
+            with self._places:
+                limiter.acquire()
+                return read(self._send(method, target, where, build() if build else None))
 
         return retrying(attempt)
 
@@ -214,7 +216,7 @@ class Client:
 
 @dataclass
 class _Patience:
-    """How long one request goes on asking. Waits that PostHog imposes are bounded by time, faults by tries."""
+    """How long one request goes on asking: imposed waits are bounded by time, faults by tries."""
 
     settings: Settings
     limiter: RateLimiter
@@ -228,7 +230,7 @@ class _Patience:
         if isinstance(error, RateLimitedError | ServerError) and error.retry_after_s is not None:
             return error.retry_after_s
         if isinstance(error, RateLimitedError):
-            return min(LONGEST_BUSY_WAIT_S, FIRST_BUSY_WAIT_S * 2 ** (self.busy_answers - 1))
+            return min(LONGEST_BUSY_WAIT_S, FIRST_BUSY_WAIT_S * 2.0 ** (self.busy_answers - 1))
         return _fault_wait(state)
 
     def is_over(self, state: RetryCallState) -> bool:
@@ -240,7 +242,7 @@ class _Patience:
             if state.idle_for + wait_s > self.settings.wait_deadline_s:
                 raise DeadlineError(
                     f"PostHog asks {self.where} to wait {wait_s:.0f} s more, beyond wait_deadline_s = "
-                    f"{self.settings.wait_deadline_s:.0f}. Run again later, or raise it under [sources.posthog]."
+                    f"{self.settings.wait_deadline_s:.0f}. Run later, or raise it under [sources.posthog]."
                 ) from error
             return False
         self.faults += 1

@@ -9,6 +9,7 @@ turned out too heavy, and compare what came with what was counted. Not here: Hog
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -16,7 +17,7 @@ from datetime import date, datetime
 import pyarrow as pa
 
 from posthog_source.arrow import Answer, last_row, parse_instant, read_answer, to_table
-from posthog_source.catalog import HogqlTable, LabelField
+from posthog_source.catalog import Column, HogqlTable, LabelField
 from posthog_source.client import Client
 from posthog_source.config import MAX_PAGE_ROWS
 from posthog_source.errors import (
@@ -46,6 +47,7 @@ from posthog_source.windows import (
     Window,
     enclose,
     halve,
+    halve_window,
     plan_prefixes,
     plan_slices,
 )
@@ -80,6 +82,19 @@ class Plan:
         return sum(slice_.rows for slice_ in self.slices)
 
 
+@dataclass(frozen=True)
+class Page:
+    """One answer's rows, and the LIMIT that was asked for."""
+
+    rows: pa.Table
+    limit: int
+
+    @property
+    def is_full(self) -> bool:
+        """More may follow."""
+        return bool(self.rows.num_rows >= self.limit)
+
+
 class Reader:
     """Reads one HogQL table of one project.
 
@@ -109,24 +124,8 @@ class Reader:
         self._project_id = project_id
         self._look_ahead = look_ahead
         self._may_repeat = may_repeat
-
-    def drop_unknown_columns(self) -> None:
-        """Leaves out optional columns that this server does not know, with a warning each."""
-        source = self.table.sources[0]
-        optional = [column for column in self.table.columns if column.is_optional]
-        for column in optional:
-            try:
-                self._client.query(build_probe(self.table, source, column), read_answer)
-            except QueryRefusedError as error:
-                if error.code != "hogql_query_error":
-                    raise
-                logger.warning(
-                    "%s.%s is left out: this PostHog does not know %s.",
-                    self.table.name,
-                    column.name,
-                    column.source,
-                )
-                self.table = self.table.without({column.name})
+        self._absent: frozenset[str] | None = None
+        self._probing = threading.Lock()
 
     def fetch_first_instant(self) -> datetime | None:
         """The time of the table's first row; None when it has no rows."""
@@ -135,9 +134,7 @@ class Reader:
 
     def fetch_plans(self, window: Window | None) -> list[Plan]:
         """Counts the rows and cuts them into slices: one request for a table or window of one page."""
-        return [
-            Plan(source, window, tuple(self._fetch_slices(source, window))) for source in self.table.sources
-        ]
+        return [plan for source in self.table.sources for plan in self._fetch_plans(source, window)]
 
     def iter_pages(self, plan: Plan) -> Iterator[pa.Table]:
         """Pages of all rows of a plan, at least once each, in slice order.
@@ -160,6 +157,15 @@ class Reader:
                 if received < sum(member.rows for member in group):
                     yield from self._iter_again(plan, enclose(group), received)
                 group, received = [], 0
+
+    def _fetch_plans(self, source: str, window: Window | None) -> list[Plan]:
+        try:
+            return [Plan(source, window, tuple(self._fetch_slices(source, window)))]
+        except TooHeavyError:
+            halves = halve_window(window) if window else []
+            if len(halves) < 2:
+                raise
+            return [plan for half in halves for plan in self._fetch_plans(source, half)]
 
     def _fetch_slices(self, source: str, window: Window | None) -> list[Slice]:
         total = self._fetch_count(build_count(self.table, source, Slice(), window=window))
@@ -194,7 +200,7 @@ class Reader:
         one_in = max(1, self.page_rows // SAMPLES_PER_PAGE)
         after: str | None = None
         found = 0
-        while found < total // one_in // 2 or after is None:
+        while after is None or found < 0.8 * total / one_in:
             query = build_sample(self.table, source, one_in=one_in, after=after, limit=MAX_PAGE_ROWS)
             texts = [text for (text,) in self._cells(query) if text is not None]
             if not texts:
@@ -203,40 +209,38 @@ class Reader:
             after = texts[-1]
             found += len(texts)
 
-    def _try_first_page(self, plan: Plan, slice_: Slice) -> pa.Table | TooHeavyError:
+    def _try_first_page(self, plan: Plan, slice_: Slice) -> Page | TooHeavyError:
         try:
             return self._fetch_page(plan, slice_, None, self.page_rows)
         except TooHeavyError as error:
             return error  # the consumer cuts the slice; other slices in flight go on
 
-    def _iter_slice(self, plan: Plan, slice_: Slice, first: pa.Table | TooHeavyError) -> Iterator[pa.Table]:
-        if isinstance(first, TooHeavyError):
-            halves = halve(slice_)
-            if len(halves) == 1:
-                raise first
-            logger.warning("%s: a slice of %d rows is cut in two. %s", self.table.name, slice_.rows, first)
-            for half in halves:
-                yield from self._iter_slice(plan, half, self._try_first_page(plan, half))
-        else:
+    def _iter_slice(self, plan: Plan, slice_: Slice, first: Page | TooHeavyError) -> Iterator[pa.Table]:
+        """All pages of a slice, in halves where PostHog finds it too heavy."""
+        if not isinstance(first, TooHeavyError):
             yield from self._iter_rest(plan, slice_, first, trusted_rows=slice_.rows * TRUSTED_SHARE)
+            return
+        halves = halve(slice_)
+        logger.warning("%s: %d rows are asked for in smaller parts. %s", self.table.name, slice_.rows, first)
+        if len(halves) == 1:
+            page = self._fetch_lighter_page(plan, slice_, None, self.page_rows // 2)
+            yield from self._iter_rest(plan, slice_, page, trusted_rows=slice_.rows * TRUSTED_SHARE)
+            return
+        for half in halves:
+            yield from self._iter_slice(plan, half, self._try_first_page(plan, half))
 
-    def _iter_rest(
-        self, plan: Plan, slice_: Slice, page: pa.Table, *, trusted_rows: float
-    ) -> Iterator[pa.Table]:
+    def _iter_rest(self, plan: Plan, slice_: Slice, page: Page, *, trusted_rows: float) -> Iterator[pa.Table]:
         """A slice's first page and all that follow it."""
         seen = 0
-        limit = self.page_rows
-        while page.num_rows:
-            yield page
-            seen += page.num_rows
-            is_full = page.num_rows >= limit
-            if not is_full and seen >= trusted_rows:
+        while page.rows.num_rows:
+            yield page.rows
+            seen += page.rows.num_rows
+            if not page.is_full and seen >= trusted_rows:
                 return
-            cursor = last_row(page, self.table.page_key)
-            following = self._fetch_page(plan, slice_, cursor, self.page_rows)
-            if not is_full and following.num_rows:
-                self._learn_cap(page.num_rows)
-            limit = self.page_rows
+            cursor = last_row(page.rows, self.table.page_key)
+            following = self._fetch_lighter_page(plan, slice_, cursor, min(page.limit, self.page_rows))
+            if not page.is_full and following.rows.num_rows:
+                self._learn_cap(page.rows.num_rows)
             page = following
 
     def _learn_cap(self, rows: int) -> None:
@@ -262,21 +266,67 @@ class Reader:
             )
         logger.warning("%s; reading that part again.", what)
         received = 0
-        first = self._fetch_page(plan, whole, None, self.page_rows)
+        first = self._fetch_lighter_page(plan, whole, None, self.page_rows)
         for page in self._iter_rest(plan, whole, first, trusted_rows=float("inf")):
             received += page.num_rows
             yield page
         if received < self._fetch_distinct(plan, whole):
             raise MissingRowsError(f"{what}, twice. Nothing of this run is loaded; run again later.")
 
-    def _fetch_page(self, plan: Plan, slice_: Slice, after: Sequence[Cell] | None, limit: int) -> pa.Table:
-        query = build_page(self.table, plan.source, slice_, window=plan.window, after=after, limit=limit)
-        page = to_table(self._answer(query), self.table, project_id=self._project_id)
-        if after is not None and page.num_rows and last_row(page, self.table.page_key) == tuple(after):
+    def _fetch_lighter_page(
+        self, plan: Plan, slice_: Slice, after: Sequence[Cell] | None, limit: int
+    ) -> Page:
+        """A page of `limit` rows, or of fewer where PostHog finds that too heavy."""
+        while True:
+            try:
+                return self._fetch_page(plan, slice_, after, max(1, limit))
+            except TooHeavyError:
+                if limit <= 1:
+                    raise
+                limit //= 2
+
+    def _fetch_page(self, plan: Plan, slice_: Slice, after: Sequence[Cell] | None, limit: int) -> Page:
+        absent = self._absent or frozenset()
+        query = build_page(
+            self.table.without(absent), plan.source, slice_, window=plan.window, after=after, limit=limit
+        )
+        try:
+            answer = self._answer(query)
+        except QueryRefusedError as error:
+            if error.code != "hogql_query_error" or self._find_absent() == absent:
+                raise
+            return self._fetch_page(plan, slice_, after, limit)
+        rows = to_table(answer, self.table, project_id=self._project_id, absent=absent)
+        if after is not None and rows.num_rows and last_row(rows, self.table.page_key) == tuple(after):
             raise StuckCursorError(
                 f"{self.table.name}: a page ends with the row that it should follow. Please report this."
             )
-        return page
+        return Page(rows, limit)
+
+    def _find_absent(self) -> frozenset[str]:
+        """Optional columns that this server does not know; asked once, told once."""
+        with self._probing:
+            if self._absent is None:
+                optional = [column for column in self.table.columns if column.is_optional]
+                unknown = [column for column in optional if not self._knows(column)]
+                for column in unknown:
+                    logger.warning(
+                        "%s.%s stays empty: this PostHog does not know %s.",
+                        self.table.name,
+                        column.name,
+                        column.source,
+                    )
+                self._absent = frozenset(column.name for column in unknown)
+            return self._absent
+
+    def _knows(self, column: Column) -> bool:
+        try:
+            self._answer(build_probe(self.table, self.table.sources[0], column))
+        except QueryRefusedError as error:
+            if error.code != "hogql_query_error":
+                raise
+            return False
+        return True
 
     def _fetch_distinct(self, plan: Plan, slice_: Slice) -> int:
         return self._fetch_count(build_count_distinct(self.table, plan.source, slice_, window=plan.window))

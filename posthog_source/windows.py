@@ -101,13 +101,13 @@ class Slice:
         return sum(part.rows for part in self.parts)
 
 
-def days_of(window: Window) -> Iterator[Window]:
-    """The window cut at UTC midnights."""
-    start = window.start
-    while start < window.end:
-        end = min(window.end, datetime.combine(start.date() + timedelta(days=1), time(), UTC))
-        yield Window(start, end)
-        start = end
+def halve_window(window: Window) -> list[Window]:
+    """Two windows that meet at the UTC midnight nearest the middle, or the window itself within one day."""
+    middle = window.start + (window.end - window.start) / 2 + timedelta(hours=12)
+    midnight = datetime.combine(middle.date(), time(), UTC)
+    if not window.start < midnight < window.end:
+        return [window]
+    return [Window(window.start, midnight), Window(midnight, window.end)]
 
 
 def plan_slices(counts: Iterable[Count], *, page_rows: int, axis: Axis | None) -> list[Slice]:

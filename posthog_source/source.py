@@ -1,0 +1,106 @@
+"""The dlt source: from toml, environment and arguments to checked settings, a client and resources.
+
+Not here: what settings mean (`config`), what is read and how it is written (`resources`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any
+
+import dlt
+from dlt.common.configuration import configspec
+from dlt.common.configuration.specs import BaseConfiguration
+from dlt.common.typing import TSecretStrValue
+from dlt.sources import DltResource
+
+from posthog_source.client import Client
+from posthog_source.config import EventsSettings, TableSettings, build_settings
+from posthog_source.resources import build_resources
+
+
+@configspec
+class EventsConfig(BaseConfiguration):
+    """`[sources.posthog.events]`, or the `events` argument. See `posthog_source.config.EventsSettings`."""
+
+    page_rows: int = EventsSettings.page_rows
+    lag_s: float = EventsSettings.lag_s
+    lookback_s: float = EventsSettings.lookback_s
+    write_mode: str = EventsSettings.write_mode
+    person_id: str = EventsSettings.person_id
+    person_properties: bool = EventsSettings.person_properties
+    json_columns: str = EventsSettings.json_columns
+
+
+@configspec
+class PeopleConfig(BaseConfiguration):
+    """`[sources.posthog.people]`, or the `people` argument: persons, their distinct ids, cohort members."""
+
+    page_rows: int = TableSettings.page_rows
+
+
+@dlt.source(name="posthog", section="posthog")
+def posthog_source(
+    project_id: str | int | None = None,
+    api_key: TSecretStrValue | None = None,
+    host: str = "us",
+    start_date: Any = None,
+    end_date: Any = None,
+    events: EventsConfig | None = None,
+    people: PeopleConfig | None = None,
+    look_ahead: int | None = None,
+    query_timeout_s: float | None = None,
+    max_attempts: int | None = None,
+    wait_deadline_s: float | None = None,
+    queries_per_minute: int | None = None,
+    queries_per_hour: int | None = None,
+) -> Iterable[DltResource]:
+    """All of a PostHog project, as dlt resources: events, persons, cohorts, insights and the rest.
+
+    Each argument may also come from `[sources.posthog]` in `.dlt/` or from `SOURCES__POSTHOG__…`.
+
+    Args:
+        project_id: PostHog's number of the project.
+        api_key: A personal API key (`phx_…`) with `query:read`, and `cohort:read` and `insight:read` for
+            those tables.
+        host: `us`, `eu` or a base URL.
+        start_date: First instant to export, ISO text or datetime, naive meaning UTC. Without it, the
+            project's first event.
+        end_date: First instant not to export. It makes a run a backfill of events: that window, the
+            stored cursor left alone.
+        events: Settings of the events table.
+        people: Settings of the tables of people.
+        look_ahead: Queries in flight, 2 by default. PostHog allows a team 3.
+        query_timeout_s: Longest wait for one answer.
+        max_attempts: Tries of a request that meets faults.
+        wait_deadline_s: Longest wait that PostHog's limits may impose on one request.
+        queries_per_minute: PostHog's limit for the key.
+        queries_per_hour: The same.
+
+    Raises:
+        SettingsError: A setting is missing or cannot be right; nothing was sent.
+    """
+    settings = build_settings(
+        project_id=project_id,
+        api_key=api_key,
+        host=host,
+        start_date=start_date,
+        end_date=end_date,
+        look_ahead=look_ahead,
+        query_timeout_s=query_timeout_s,
+        max_attempts=max_attempts,
+        wait_deadline_s=wait_deadline_s,
+        queries_per_minute=queries_per_minute,
+        queries_per_hour=queries_per_hour,
+    )
+    return build_resources(
+        Client(settings),
+        settings,
+        events=EventsSettings(**_values(events or EventsConfig(), EventsSettings)),
+        people=TableSettings(**_values(people or PeopleConfig(), TableSettings)),
+    )
+
+
+def _values(config: BaseConfiguration, settings: type) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in fields(settings)}
