@@ -7,9 +7,16 @@ pipeline = dlt.pipeline("posthog", destination="duckdb", dataset_name="posthog_d
 pipeline.run(posthog_source())
 """
 
-from posthog_source.errors import PosthogSourceError
+from posthog_source.errors import PosthogSourceError, find_cause
 from posthog_source.source import EventsConfig, PeopleConfig, posthog_source
 
 __version__ = "0.1.0"
 
-__all__ = ["EventsConfig", "PeopleConfig", "PosthogSourceError", "__version__", "posthog_source"]
+__all__ = [
+    "EventsConfig",
+    "PeopleConfig",
+    "PosthogSourceError",
+    "__version__",
+    "find_cause",
+    "posthog_source",
+]

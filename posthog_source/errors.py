@@ -210,6 +210,14 @@ def error_from_response(status: int, headers: Mapping[str, str], body: bytes, *,
     return kind(message, status=status, code=code)
 
 
+def find_cause(error: BaseException) -> PosthogSourceError | None:
+    """The error of this package behind one that dlt has wrapped around it, if there is one."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, PosthogSourceError):
+        seen = seen.__cause__ or seen.__context__
+    return seen
+
+
 def parse_retry_after(value: str | None, *, now: datetime) -> float | None:
     """Seconds to wait from a ``Retry-After`` header: whole seconds or an HTTP date; None if neither."""
     if value is None:

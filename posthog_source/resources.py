@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import Any
 
 import dlt
@@ -119,11 +120,13 @@ def _events(client: Client, settings: Settings, config: EventsSettings) -> DltRe
         )
         window = _events_window(reader, cursor, config, may_repeat=write_mode != "append")
         scope = window_scope(target.caps, settings.project_id, window) if window else NEVER
-        yield target.begin(table, target.disposition(write_mode, scope), config.json_columns)
+        plans = reader.fetch_plans(window) if window else []
         if window is not None:
             cursor.advance(window.end)
             logger.info("events: %s to %s", window.start.isoformat(), window.end.isoformat())
-            yield from target.iter_pages(reader, reader.fetch_plans(window))
+        target.announce(reader, plans)
+        yield target.begin(table, target.disposition(write_mode, scope), config.json_columns)
+        yield from target.iter_pages(reader, plans)
 
     return _resource(table, events)
 
@@ -149,7 +152,6 @@ def _events_window(
 def _snapshot(client: Client, settings: Settings, table: HogqlTable, config: TableSettings) -> DltResource:
     def snapshot() -> Iterator[Any]:
         target = _Target.current()
-        yield target.begin(table, target.replace(settings.project_id))
         reader = Reader(
             client,
             table,
@@ -158,7 +160,10 @@ def _snapshot(client: Client, settings: Settings, table: HogqlTable, config: Tab
             look_ahead=settings.look_ahead,
             may_repeat=target.can_merge,
         )
-        yield from target.iter_pages(reader, reader.fetch_plans(None))
+        plans = reader.fetch_plans(None)
+        target.announce(reader, plans)
+        yield target.begin(table, target.replace(settings.project_id))
+        yield from target.iter_pages(reader, plans)
 
     return _resource(table, snapshot)
 
@@ -262,12 +267,20 @@ class _Target:
         )
         return dlt.mark.with_hints(schema_of(table).empty_table(), hints)
 
-    def iter_pages(self, reader: Reader, plans: list[Plan]) -> Iterator[pa.Table]:
-        """The pages of all plans; dlt's progress collector learns their total."""
+    def announce(self, reader: Reader, plans: list[Plan]) -> None:
+        """Tells dlt's progress collector how many rows will come. Before the first item, which starts it."""
         if self._collector is not None:
-            self._collector.update(reader.table.name, inc=0, total=sum(plan.rows for plan in plans))
-        for plan in plans:
-            yield from reader.iter_pages(plan)
+            total = sum(plan.rows for plan in plans)
+            self._collector.update(reader.table.name, inc=0, total=total)
+
+    def iter_pages(self, reader: Reader, plans: list[Plan]) -> Iterator[pa.Table]:
+        """The pages of all plans, counted as dlt resource metrics: `pages`, `rows`, `bytes` (of Arrow)."""
+        metrics = dlt.current.resource_metrics()
+        for page in chain.from_iterable(reader.iter_pages(plan) for plan in plans):
+            metrics["pages"] = metrics.get("pages", 0) + 1
+            metrics["rows"] = metrics.get("rows", 0) + page.num_rows
+            metrics["bytes"] = metrics.get("bytes", 0) + page.nbytes
+            yield page
 
 
 def _qualified(caps: DestinationCapabilitiesContext, column: str) -> str:

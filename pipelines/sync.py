@@ -1,0 +1,39 @@
+"""Syncs a PostHog project into any dlt destination. Run it every hour; each run takes what is new.
+
+    python pipelines/sync.py --destination duckdb
+    python pipelines/sync.py --destination bigquery --dataset analytics --tables events persons
+
+Settings come from .dlt/ or the environment: SOURCES__POSTHOG__PROJECT_ID, SOURCES__POSTHOG__API_KEY.
+"""
+
+import argparse
+import sys
+
+import dlt
+
+from posthog_source import find_cause, posthog_source
+
+
+def main() -> int:
+    """Returns the exit code: 0 done, 2 not done, with one line on stderr that says why."""
+    parser = argparse.ArgumentParser(description="Sync a PostHog project into a warehouse.")
+    parser.add_argument("--destination", default="duckdb", help="any dlt destination")
+    parser.add_argument("--dataset", default="posthog_data", help="schema in the warehouse")
+    parser.add_argument("--tables", nargs="*", help="all of them unless named")
+    chosen = parser.parse_args()
+    try:
+        source = posthog_source()
+        pipeline = dlt.pipeline(
+            "posthog", destination=chosen.destination, dataset_name=chosen.dataset, progress="log"
+        )
+        print(pipeline.run(source.with_resources(*chosen.tables) if chosen.tables else source))
+    except Exception as error:
+        if (cause := find_cause(error)) is None:
+            raise
+        print(cause, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
