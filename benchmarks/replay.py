@@ -1,0 +1,57 @@
+"""A server that forwards a question once and repeats the answer from memory ever after.
+
+    python -m benchmarks.replay http://127.0.0.1:8000      prints its own address
+
+Questions are told apart by path, HogQL and values; ids and retries do not matter. `/_questions` lists them.
+"""
+
+import hashlib
+import sys
+
+import httpx
+import orjson
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from benchmarks.ports import free_port
+
+
+def build_app(upstream: str) -> Starlette:
+    """The replaying application in front of `upstream`."""
+    remembered: dict[str, Response] = {}
+    questions: list[object] = []
+    client = httpx.AsyncClient(base_url=upstream, timeout=300, headers={"Accept-Encoding": "identity"})
+
+    async def answer(request: Request) -> Response:
+        body = await request.body()
+        asked = orjson.loads(body)["query"] if body else None
+        key = hashlib.sha256(_target(request).encode() + orjson.dumps(asked)).hexdigest()
+        if key not in remembered:
+            questions.append(asked)
+            headers = {"Authorization": request.headers["authorization"], "Content-Type": "application/json"}
+            answered = await client.request(request.method, _target(request), content=body, headers=headers)
+            remembered[key] = Response(answered.content, answered.status_code, media_type="application/json")
+        return remembered[key]
+
+    async def list_questions(_: Request) -> Response:
+        return Response(orjson.dumps(questions), media_type="application/json")
+
+    return Starlette(
+        routes=[
+            Route("/_questions", list_questions),
+            Route("/{path:path}", answer, methods=["GET", "POST"]),
+        ]
+    )
+
+
+def _target(request: Request) -> str:
+    return request.url.path + (f"?{request.url.query}" if request.url.query else "")
+
+
+if __name__ == "__main__":
+    port = free_port()
+    print(f"http://127.0.0.1:{port}", flush=True)
+    uvicorn.run(build_app(sys.argv[1]), host="127.0.0.1", port=port, log_level="warning")
