@@ -16,6 +16,7 @@ from typing import Any
 import dlt
 import pyarrow as pa
 from dlt.common.configuration.container import Container
+from dlt.common.data_writers.escape import format_datetime_literal
 from dlt.common.destination.capabilities import DestinationCapabilitiesContext
 from dlt.common.pipeline import PipelineContext
 from dlt.common.schema.typing import TTableSchemaColumns
@@ -29,6 +30,7 @@ from posthog_source.catalog import (
     INSIGHTS,
     PERSON_DISTINCT_IDS,
     PERSONS,
+    TABLES,
     HogqlTable,
     RestTable,
     Table,
@@ -91,7 +93,9 @@ def column_hints(table: Table, *, json_columns: JsonColumns, destination: str) -
 def window_scope(caps: DestinationCapabilitiesContext, project_id: int, window: Window) -> str:
     """SQL condition of the rows that a window's load replaces."""
     at = _qualified(caps, "timestamp")
-    start, end = (caps.format_datetime_literal(edge, 6) for edge in (window.start, window.end))
+    own = caps.format_datetime_literal
+    literal = format_datetime_literal if own is None else own
+    start, end = literal(window.start, 6), literal(window.end, 6)
     return f"{project_scope(caps, project_id)} AND {at} >= {start} AND {at} < {end}"
 
 
@@ -199,7 +203,19 @@ def _changes(client: Client, settings: Settings, table: RestTable) -> DltResourc
     return _resource(table, changes)
 
 
+class _TypeHintFilter(logging.Filter):
+    """Drops dlt's warning, one a page, that a JSON column arrives as text: that is how JSON is loaded."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        is_ours = any(record.getMessage().startswith(f"In resource: {table.name},") for table in TABLES)
+        return not (is_ours and record.funcName == "_compute_tables")
+
+
+_TYPE_HINT_FILTER = _TypeHintFilter()
+
+
 def _resource(table: Table, generator: Callable[..., Iterator[Any]]) -> DltResource:
+    logging.getLogger("dlt").addFilter(_TYPE_HINT_FILTER)  # adding it again changes nothing
     return dlt.resource(
         generator,
         name=table.name,

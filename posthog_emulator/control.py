@@ -1,0 +1,220 @@
+"""The control API under /_emulator/: projects, keys, exact rows, faults and measurements.
+
+PostHog has nothing like it; it takes no key and the server listens on loopback only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import orjson
+import pyarrow as pa
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from posthog_emulator import definitions
+from posthog_emulator.clickhouse import ClickHouse, ClickHouseError
+from posthog_emulator.envelope import ApiError, json_response
+from posthog_emulator.faults import UnknownFaultError, parse_faults
+from posthog_emulator.generator import Plan, generate
+from posthog_emulator.generator_nasty import LOSE_DUPLICATES
+from posthog_emulator.journal import stats
+from posthog_emulator.persons import Persons
+from posthog_emulator.state import Project, State, UnknownSettingError, check_timezone
+
+DATA_TABLES = (
+    "events",
+    "person",
+    "person_distinct_id2",
+    "person_distinct_id_overrides",
+    "groups",
+    "cohortpeople",
+    "person_static_cohort",
+)
+
+
+class Control:
+    """The control API of one server."""
+
+    def __init__(self, clickhouse: ClickHouse, state: State, persons: Persons) -> None:
+        self._clickhouse = clickhouse
+        self._state = state
+        self._persons = persons
+
+    def routes(self) -> list[Route]:
+        """Everything under /_emulator/."""
+        project = "/_emulator/projects/{project_id:int}"
+        table: list[tuple[str, str, Callable[[Request], Awaitable[Response]]]] = [
+            ("POST", "/_emulator/projects", self._create_project),
+            ("PATCH", project, self._change_project),
+            ("POST", "/_emulator/keys", self._create_key),
+            ("POST", "/_emulator/keys/revoke", self._revoke_key),
+            ("POST", f"{project}/generate", self._generate),
+            ("POST", f"{project}/rows/{{table}}", self._append_rows),
+            ("POST", f"{project}/cohorts", self._append_cohorts),
+            ("POST", f"{project}/insights", self._append_insights),
+            ("POST", "/_emulator/sql", self._sql),
+            ("POST", "/_emulator/optimize", self._optimize),
+            ("POST", f"{project}/faults", self._add_faults),
+            ("GET", f"{project}/faults", self._count_faults),
+            ("DELETE", f"{project}/faults", self._clear_faults),
+            ("GET", f"{project}/requests", self._requests),
+            ("DELETE", f"{project}/requests", self._clear_requests),
+            ("GET", f"{project}/stats", self._stats),
+        ]
+        return [
+            Route(path, _with_clear_errors(endpoint), methods=[method]) for method, path, endpoint in table
+        ]
+
+    async def _create_project(self, request: Request) -> Response:
+        body = await _json(request, {"timezone", "name", "settings"})
+        project = self._state.create_project(name=body.get("name", ""), timezone=body.get("timezone", "UTC"))
+        project.settings.update(body.get("settings", {}))
+        key = self._state.create_key(["*"], [project.id])
+        made = {"project_id": project.id, "project_token": project.token, "api_key": key.value}
+        return json_response(made, status=201)
+
+    async def _change_project(self, request: Request) -> Response:
+        project = self._project(request)
+        body = await _json(request, {"timezone", "name", "settings"})
+        if "timezone" in body:
+            check_timezone(body["timezone"])
+        project.settings.update(body.get("settings", {}))
+        project.timezone = body.get("timezone", project.timezone)
+        project.name = body.get("name", project.name)
+        return json_response({"project_id": project.id, "timezone": project.timezone, "name": project.name})
+
+    async def _create_key(self, request: Request) -> Response:
+        body = await _json(request, {"scopes", "project_ids"})
+        key = self._state.create_key(body.get("scopes", ["*"]), body.get("project_ids"))
+        return json_response({"api_key": key.value}, status=201)
+
+    async def _revoke_key(self, request: Request) -> Response:
+        body = await _json(request, {"api_key"})
+        revoked = self._state.keys.pop(body["api_key"], None)
+        return json_response({"revoked": revoked is not None})
+
+    async def _generate(self, request: Request) -> Response:
+        project = self._project(request)
+        plan = Plan.from_json(await _json(request, None), now=self._state.now())
+        made = await run_in_threadpool(generate, self._clickhouse, self._state, project, plan)
+        self._persons.forget(project)
+        return json_response(made)
+
+    async def _append_rows(self, request: Request) -> Response:
+        project, table = self._project(request), request.path_params["table"]
+        if table not in DATA_TABLES:
+            raise ApiError(400, f"No table {table!r}. There are: {', '.join(DATA_TABLES)}.")
+        body = await request.body()
+        rows = await run_in_threadpool(self._insert, project, table, body)
+        self._persons.forget(project)
+        return json_response({"rows": rows})
+
+    def _insert(self, project: Project, table: str, body: bytes) -> int:
+        try:
+            rows = pa.ipc.open_stream(body).read_all()
+        except pa.ArrowInvalid as error:
+            raise ApiError(400, f"The body is not an Arrow IPC stream: {error}") from error
+        if "team_id" in rows.column_names:
+            rows = rows.drop_columns("team_id")
+        rows = rows.append_column("team_id", pa.array([project.id] * rows.num_rows, pa.int64()))
+        self._clickhouse.insert(table, rows)
+        return int(rows.num_rows)
+
+    async def _append_cohorts(self, request: Request) -> Response:
+        project = self._project(request)
+        body = await _json(request, {"items"})
+        made = [definitions.cohort(self._state, item) for item in body["items"]]
+        project.cohorts.extend(made)
+        return json_response({"ids": [item["id"] for item in made]}, status=201)
+
+    async def _append_insights(self, request: Request) -> Response:
+        project = self._project(request)
+        body = await _json(request, {"items"})
+        made = [definitions.insight(self._state, item) for item in body["items"]]
+        project.insights.extend(made)
+        return json_response({"ids": [item["id"] for item in made]}, status=201)
+
+    async def _sql(self, request: Request) -> Response:
+        body = await _json(request, {"sql"})
+        answer = await run_in_threadpool(self._clickhouse.run, body["sql"])
+        head = orjson.dumps(
+            {
+                "columns": answer.columns,
+                "types": answer.types,
+                "read_rows": answer.read_rows,
+                "read_bytes": answer.read_bytes,
+            }
+        )
+        return Response(head[:-1] + b',"rows":' + answer.rows_json + b"}", media_type="application/json")
+
+    async def _optimize(self, request: Request) -> Response:  # noqa: ARG002 - an endpoint
+        await run_in_threadpool(self._clickhouse.execute, LOSE_DUPLICATES)
+        for table in DATA_TABLES:
+            await run_in_threadpool(self._clickhouse.optimize, table)
+        return json_response({"tables": list(DATA_TABLES)})
+
+    async def _add_faults(self, request: Request) -> Response:
+        project = self._project(request)
+        project.faults.waiting.extend(parse_faults(await _json(request, {"method", "path", "faults"})))
+        return json_response(
+            {"remaining": project.faults.remaining, "fired": project.faults.fired}, status=201
+        )
+
+    async def _count_faults(self, request: Request) -> Response:
+        faults = self._project(request).faults
+        return json_response({"remaining": faults.remaining, "fired": faults.fired})
+
+    async def _clear_faults(self, request: Request) -> Response:
+        faults = self._project(request).faults
+        faults.waiting.clear()
+        faults.fired = 0
+        return json_response({"remaining": 0, "fired": 0})
+
+    async def _requests(self, request: Request) -> Response:
+        return json_response(self._project(request).journal.entries)
+
+    async def _clear_requests(self, request: Request) -> Response:
+        self._project(request).journal.clear()
+        return json_response([])
+
+    async def _stats(self, request: Request) -> Response:
+        return json_response(stats(self._project(request).journal))
+
+    def _project(self, request: Request) -> Project:
+        project = self._state.projects.get(request.path_params["project_id"])
+        if project is None:
+            raise ApiError(404, "Project not found.")
+        return project
+
+
+async def _json(request: Request, known: set[str] | None) -> dict[str, Any]:
+    """The body; with `known`, members that mean nothing are refused rather than ignored."""
+    text = await request.body()
+    try:
+        body = orjson.loads(text or b"{}")
+    except orjson.JSONDecodeError as error:
+        raise ApiError(400, f"The body is not JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise ApiError(400, "The body is not a JSON object.")
+    unknown = sorted(set(body) - known) if known is not None else []
+    if unknown:
+        raise ApiError(400, f"Unknown members: {', '.join(unknown)}.")
+    return body
+
+
+def _with_clear_errors(
+    endpoint: Callable[[Request], Awaitable[Response]],
+) -> Callable[[Request], Awaitable[Response]]:
+    async def checked(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except (UnknownSettingError, UnknownFaultError, ClickHouseError) as error:
+            raise ApiError(400, str(error)) from error
+        except KeyError as error:
+            raise ApiError(400, f"Missing member: {error}.", attr=str(error.args[0])) from error
+
+    return checked

@@ -1,0 +1,215 @@
+"""What the server remembers outside ClickHouse: projects, keys, settings, definitions and the journal.
+
+It is not where events or persons live, and it answers no requests.
+"""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+DEFAULT_RATE_LIMITS: Mapping[str, tuple[int, int]] = {
+    "api_queries": (240, 2400),
+    "default": (480, 4800),
+    "clickhouse": (240, 1200),
+}
+
+
+class UnknownSettingError(ValueError):
+    """A setting that does not exist, or a value it cannot have."""
+
+
+@dataclass
+class ProjectSettings:
+    """How one project's server behaves; the defaults are PostHog's."""
+
+    max_rows: int = 50_000
+    default_rows: int = 100
+    max_concurrent_queries: int = 3
+    concurrency_wait_s: float = 30.0
+    query_timeout_s: float = 10.0
+    async_timeout_s: float = 600.0
+    max_bytes_to_read: int = 0
+    max_memory_bytes: int = 0
+    rate_limits: dict[str, tuple[int, int]] = field(default_factory=lambda: dict(DEFAULT_RATE_LIMITS))
+    latency_s: float = 0.0
+    cache_ttl_s: float = 300.0
+    offset_allowed: bool = False
+    hidden_columns: tuple[str, ...] = ()
+    gzip: bool = True
+
+    def update(self, changes: Mapping[str, Any]) -> None:
+        """Change settings by name; `rate_limits` changes only the classes it names."""
+        known = {item.name for item in fields(self)}
+        unknown = sorted(set(changes) - known)
+        if unknown:
+            raise UnknownSettingError(
+                f"Unknown settings: {', '.join(unknown)}. Known: {', '.join(sorted(known))}."
+            )
+        for name, value in changes.items():
+            setattr(self, name, self._checked(name, value))
+
+    def _checked(self, name: str, value: Any) -> Any:
+        if name == "rate_limits":
+            return self.rate_limits | _rate_limits(value)
+        if name == "hidden_columns":
+            return tuple(str(column) for column in value)
+        wanted = type(getattr(self, name))
+        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if type(value) is not wanted:
+            raise UnknownSettingError(f"{name} must be {wanted.__name__}, not {value!r}.")
+        return value
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """A personal API key; no scopes at all means a legacy key that may do anything."""
+
+    value: str = field(repr=False)
+    scopes: tuple[str, ...]
+    project_ids: tuple[int, ...] | None
+
+    def allows(self, scope: str) -> bool:
+        """Whether this key may do what needs `scope`; write includes read."""
+        if not self.scopes or "*" in self.scopes or scope in self.scopes:
+            return True
+        return scope.endswith(":read") and scope.removesuffix("read") + "write" in self.scopes
+
+
+@dataclass
+class Fault:
+    """One scripted answer, waiting for a request that matches."""
+
+    method: str | None
+    path: str
+    script: dict[str, Any]
+    times: int = 1
+
+
+@dataclass
+class FaultQueue:
+    """The scripted answers of one project, and how many were given."""
+
+    waiting: list[Fault] = field(default_factory=list)
+    fired: int = 0
+
+    @property
+    def remaining(self) -> int:
+        """How many answers are still to be given."""
+        return sum(fault.times for fault in self.waiting)
+
+
+@dataclass
+class Journal:
+    """Every request of one project, in the order they came."""
+
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    queries_in_flight: int = 0
+    max_concurrent_queries: int = 0
+
+    def clear(self) -> None:
+        """Forget what was recorded; requests in flight keep their own entry."""
+        self.entries = []
+        self.max_concurrent_queries = self.queries_in_flight
+
+
+@dataclass
+class Project:
+    """One PostHog project; its id is the team_id of its rows in ClickHouse."""
+
+    id: int
+    name: str
+    token: str
+    timezone: str
+    settings: ProjectSettings
+    uuid: str
+    created_at: datetime
+    cohorts: list[dict[str, Any]] = field(default_factory=list)
+    insights: list[dict[str, Any]] = field(default_factory=list)
+    group_types: list[str] = field(default_factory=list)
+    faults: FaultQueue = field(default_factory=FaultQueue)
+    journal: Journal = field(default_factory=Journal)
+    ingested_event: bool = False
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The project's timezone."""
+        return ZoneInfo(self.timezone)
+
+
+class State:
+    """All projects and keys of this server."""
+
+    def __init__(self) -> None:
+        self.projects: dict[int, Project] = {}
+        self.keys: dict[str, ApiKey] = {}
+        self.organization_id = str(uuid.uuid4())
+        self.user_uuid = str(uuid.uuid4())
+        self._next_definition_id = 1
+
+    def now(self) -> datetime:
+        """The server's clock."""
+        return datetime.now(UTC)
+
+    def create_project(self, *, name: str = "", timezone: str = "UTC") -> Project:
+        """A new, empty project."""
+        check_timezone(timezone)
+        number = len(self.projects) + 1
+        project = Project(
+            id=number,
+            name=name or f"Project {number}",
+            token="phc_" + secrets.token_hex(20),
+            timezone=timezone,
+            settings=ProjectSettings(),
+            uuid=str(uuid.uuid4()),
+            created_at=self.now(),
+        )
+        self.projects[number] = project
+        return project
+
+    def create_key(self, scopes: Iterable[str], project_ids: Iterable[int] | None) -> ApiKey:
+        """A new personal API key."""
+        key = ApiKey(
+            value="phx_" + secrets.token_hex(20),
+            scopes=tuple(scopes),
+            project_ids=None if project_ids is None else tuple(project_ids),
+        )
+        self.keys[key.value] = key
+        return key
+
+    def project_by_token(self, token: str) -> Project | None:
+        """The project that a `phc_` token writes to."""
+        return next((project for project in self.projects.values() if project.token == token), None)
+
+    def current_project(self, key: ApiKey) -> Project | None:
+        """What `@current` means to the owner of a key."""
+        if key.project_ids is None:
+            return next(iter(self.projects.values()))
+        return next((self.projects[n] for n in key.project_ids if n in self.projects), None)
+
+    def new_definition_id(self) -> int:
+        """A number no other cohort or insight has."""
+        number = self._next_definition_id
+        self._next_definition_id += 1
+        return number
+
+
+def check_timezone(name: str) -> None:
+    """Refuse a timezone that does not exist."""
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError) as error:
+        raise UnknownSettingError(f"Unknown timezone: {name!r}.") from error
+
+
+def _rate_limits(value: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    unknown = sorted(set(value) - set(DEFAULT_RATE_LIMITS))
+    if unknown:
+        raise UnknownSettingError(f"Unknown throttle classes: {', '.join(unknown)}.")
+    return {name: (int(limits[0]), int(limits[1])) for name, limits in value.items()}

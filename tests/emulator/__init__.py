@@ -1,0 +1,1 @@
+"""Tests of the local PostHog, over real sockets."""

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from tests.emulator.conftest import ROOT, bearer, start_program, stop_program
+
+
+def test_the_ready_line_names_a_project_that_can_be_read_at_once() -> None:
+    started = time.monotonic()
+    process, ready = start_program()
+    took_s = time.monotonic() - started
+    try:
+        answer = httpx.get(
+            f"{ready['url']}/api/projects/{ready['project_id']}/", headers=bearer(ready["api_key"])
+        )
+        assert answer.status_code == 200
+        assert answer.json()["timezone"] == "UTC"
+        assert answer.json()["api_token"] == ready["project_token"]
+        assert took_s < 10
+    finally:
+        assert stop_program(process) == 0
+
+
+def test_it_listens_on_loopback_and_nowhere_else() -> None:
+    refused = subprocess.run(
+        [sys.executable, "-m", "posthog_emulator", "--host", "0.0.0.0"],
+        capture_output=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert refused.returncode == 2
+    assert b"invalid choice" in refused.stderr
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_cleanly_and_its_tables_are_gone(
+    signal_number: signal.Signals, tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "posthog_emulator"],
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        env={"PATH": "/usr/bin:/bin", "TMPDIR": str(tmp_path)},
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    assert list(tmp_path.iterdir())
+    process.send_signal(signal_number)
+    assert process.wait(timeout=20) == 0
+    process.stdout.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_closing_its_stdin_ends_it_and_frees_the_port() -> None:
+    process, ready = start_program()
+    address = urlsplit(ready["url"])
+    assert stop_program(process) == 0
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((address.hostname, address.port), timeout=2)
+
+
+def test_a_given_data_directory_is_kept(tmp_path: Path) -> None:
+    process, _ = start_program("--data-dir", str(tmp_path / "data"))
+    assert stop_program(process) == 0
+    assert list((tmp_path / "data").iterdir())
+
+
+def test_unknown_routes_get_posthogs_envelope(tmp_path: Path) -> None:
+    process, ready = start_program()
+    try:
+        answer = httpx.get(f"{ready['url']}/api/no_such_thing/")
+        assert answer.status_code == 404
+        assert answer.json() == {
+            "type": "invalid_request",
+            "code": "not_found",
+            "detail": "Endpoint not found.",
+            "attr": None,
+        }
+        wrong_method = httpx.put(f"{ready['url']}/api/projects/1/persons/")
+        assert wrong_method.status_code == 405
+        assert wrong_method.json()["detail"] == 'Method "PUT" not allowed.'
+    finally:
+        assert stop_program(process) == 0
