@@ -97,12 +97,13 @@ def run(name: str, url: str, queries: list[Any]) -> dict[str, float]:
 def report(measured: Mapping[str, list[dict[str, float]]], arguments: Mapping[str, object]) -> None:
     rates = {name: [r["rows"] / r["seconds"] for r in runs] for name, runs in measured.items()}
     floor = statistics.median(rates["floor"])
-    print(f"{'':20} {'rows/s':>9} {'min':>9} {'max':>9} {'of floor':>9} {'peak MB':>8}")
+    print(f"{'':20} {'rows/s':>9} {'min':>9} {'max':>9} {'of floor':>9} {'MB':>9} {'with load':>9}")
     for name, values in rates.items():
+        before_load_mb = max(r["peak_mb_before_load"] for r in measured[name])
         peak_mb = max(r["peak_mb"] for r in measured[name])
         median = statistics.median(values)
         spread = f"{median:9,.0f} {min(values):9,.0f} {max(values):9,.0f}"
-        print(f"{name:20} {spread} {median / floor:9.2f} {peak_mb:8,.0f}")
+        print(f"{name:20} {spread} {median / floor:9.2f} {before_load_mb:9,.0f} {peak_mb:9,.0f}")
     RESULTS.mkdir(exist_ok=True)
     machine = {"cpus": os.cpu_count(), "python": platform.python_version()} | {
         name: version(name) for name in ("dlt", "duckdb", "pyarrow")

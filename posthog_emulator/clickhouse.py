@@ -36,6 +36,8 @@ OUTPUT = {
     "output_format_json_validate_utf8": 1,
     "output_format_decimal_trailing_zeros": 1,
     "session_timezone": "UTC",
+    # Remembers granules of earlier queries: what a query reads would depend on what was asked before it.
+    "use_query_condition_cache": 0,
 }
 ERROR = re.compile(r"Code: (\d+)\. (?:DB::Exception: )?(.*?)(?: \(([A-Z][A-Z0-9_]+)\))?\s*$", re.DOTALL)
 
@@ -113,7 +115,11 @@ class ClickHouse:
         try:
             # The fastest way in by two to three times, against Python(), Arrow files and send_insert.
             pq.write_table(rows, path, compression="NONE", use_dictionary=False, write_statistics=False)
-            self.execute(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM file('{path}', Parquet)")
+            # Without optimize_on_insert=0 duplicates of one call would be merged before anyone can see them.
+            self.execute(
+                f"INSERT INTO {table} ({columns}) SETTINGS optimize_on_insert = 0 "
+                f"SELECT {columns} FROM file('{path}', Parquet)"
+            )
         finally:
             path.unlink(missing_ok=True)
 
@@ -128,7 +134,8 @@ class ClickHouse:
             return bool(_query(session, kill, "TSV").bytes())
 
     def close(self) -> None:
-        """Close every session; the engine stops with the last one."""
+        """Stop what runs and close every session; the engine stops with the last one."""
+        self.execute("KILL QUERY WHERE query_id != queryID() ASYNC")
         with self._lock:
             sessions, self._sessions = self._sessions, []
         for session in sessions:

@@ -30,6 +30,12 @@ KINDS: Mapping[str, frozenset[str]] = {
     "stale": frozenset(),
     "drop_rows": frozenset({"rows"}),
 }
+REQUIRED: Mapping[str, str] = {
+    "status": "status",
+    "cut": "after_bytes",
+    "drip": "seconds",
+    "drop_rows": "rows",
+}
 NEEDS_REAL_ANSWER = frozenset({"cut", "drip", "stale", "drop_rows"})
 DRIPS = 20
 
@@ -127,10 +133,10 @@ def _parse_fault(script: Any, method: str | None, path: str) -> Fault:
     if kind not in KINDS:
         raise UnknownFaultError(f"Unknown fault kind {kind!r}. Known: {', '.join(sorted(KINDS))}.")
     unknown = sorted(set(script) - KINDS[kind] - {"kind", "times"})
-    if unknown or (kind == "status" and "status" not in script):
-        raise UnknownFaultError(
-            f"A {kind} fault does not take {', '.join(unknown)}." if unknown else "No status."
-        )
+    if unknown:
+        raise UnknownFaultError(f"A {kind} fault does not take {', '.join(unknown)}.")
+    if kind in REQUIRED and REQUIRED[kind] not in script:
+        raise UnknownFaultError(f"A {kind} fault needs {REQUIRED[kind]}.")
     return Fault(
         method=method.upper() if method else None, path=path, script=script, times=int(script.get("times", 1))
     )

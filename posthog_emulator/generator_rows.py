@@ -67,10 +67,10 @@ class RowMaker:
     def distinct_id_rows(self) -> str:
         """One id for each person, and an anonymous one for some."""
         person = self._person("p")
-        both = f"[{person['distinct_id']}, {person['anonymous_id']}]"
+        one, both = f"[{person['distinct_id']}]", f"[{person['distinct_id']}, {person['anonymous_id']}]"
         return (
             "INSERT INTO person_distinct_id2 (team_id, distinct_id, person_id, version)"
-            f" SELECT {self.team_id}, arrayJoin(if(p < {self.second_ids}, {both}, [{person['distinct_id']}])),"
+            f" SELECT {self.team_id}, arrayJoin(if(p < {self.second_ids}, {both}, {one})),"
             f" {person['id']}, 0 FROM {self._people()}"
         )
 
@@ -121,11 +121,12 @@ class RowMaker:
         spread = (
             f"intDiv(toUInt64({_BUCKET_US}) * k + {self._hash('at', 'moment')} % {_BUCKET_US}, timestamps)"
         )
+        events_in_bucket = f"timestamps * {per_timestamp}"
         at_us = f"{_microseconds(self.start)} + b * {_BUCKET_US} + toInt64({spread})"
         return (
             "SELECT toInt64(bucket) AS b, n, moment - starts AS k,"
             f" k * {per_timestamp} + n % {per_timestamp} AS q,"
-            f" intDiv(timestamps * {per_timestamp} + {EVENTS_PER_SESSION - 1}, {EVENTS_PER_SESSION}) AS sessions,"
+            f" intDiv({events_in_bucket} + {EVENTS_PER_SESSION - 1}, {EVENTS_PER_SESSION}) AS sessions,"
             " toUInt64(b) * 100000000 + q % sessions AS s, intDiv(q, sessions) AS position,"
             f" {at_us} AS at_us"
             f" FROM ({numbers}) AS numbers ASOF INNER JOIN ({bucket_rows}) AS buckets"
@@ -211,7 +212,7 @@ class RowMaker:
             "id": f"toUUID({self._uuid5('person', number)})",
             "created_at": f"fromUnixTimestamp64Milli({created_ms}, 'UTC')",
             "distinct_id": f"concat('user_', toString({number}))",
-            "anonymous_id": self._uuid7(created_ms, "anonymous", number),
+            "anonymous_id": self._uuid5("anonymous", number),
             "properties": _json_object(properties),
         }
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import json as pa_json
 
-from posthog_source.catalog import Column, Kind, Table
+from posthog_source.catalog import Column, HogqlTable, Kind, Table
 from posthog_source.errors import StaleAnswerError, UnexpectedAnswerError, UnreadableAnswerError
 
 ARROW_TYPES: Mapping[Kind, pa.DataType] = {
@@ -125,6 +125,19 @@ def items_to_table(items: Sequence[Mapping[str, object]], table: Table, *, proje
         pa.array([_cell_text(item.get(column.source)) for item in items], pa.string()) for column in columns
     )
     return to_table(Answer(texts, len(items)), table, project_id=project_id)
+
+
+def drop_duplicates(page: pa.Table, table: HogqlTable) -> pa.Table:
+    """The page without rows that ClickHouse has yet to merge: of each, the last stays, order kept."""
+    if pc.count_distinct(page.column(table.identity[0])).as_py() == page.num_rows:
+        return page
+    keys = page.select(list(table.identity))
+    if table.time_column:
+        keys = keys.append_column("day", pc.floor_temporal(page.column(table.time_column), unit="day"))
+    names = keys.column_names
+    numbered = keys.append_column("row", pa.array(range(page.num_rows), pa.int64()))
+    last = numbered.group_by(names).aggregate([("row", "max")]).column("row_max")
+    return page if len(last) == page.num_rows else page.take(last.combine_chunks().sort())
 
 
 def last_row(page: pa.Table, names: Sequence[str]) -> tuple[datetime | str | int, ...]:

@@ -128,13 +128,16 @@ class HogqlTable(Table):
     Attributes:
         sources: HogQL tables that together hold the rows, each with the same fields.
         sort_key: How to cut slices.
-        page_key: Names of the columns that order pages inside a slice, unique together.
+        page_key: Names of the columns that order pages inside a slice.
+        identity: Names of the columns that, on one day, make two rows the same row to ClickHouse, which
+            drops one of them some day. Rows that differ here are different rows to PostHog.
         time_column: The column that windows bound, if any.
     """
 
     sources: tuple[str, ...]
     sort_key: SortKey
     page_key: tuple[str, ...]
+    identity: tuple[str, ...]
     time_column: str | None = None
 
     def without(self, names: Collection[str]) -> HogqlTable:
@@ -205,6 +208,7 @@ EVENTS = HogqlTable(
         axis=AxisField("distinct_id", "hash"),
     ),
     page_key=("timestamp", "uuid"),
+    identity=("uuid", "event", "distinct_id"),
     time_column="timestamp",
 )
 
@@ -224,6 +228,7 @@ PERSONS = HogqlTable(
     sources=("persons",),
     sort_key=SortKey(axis=AxisField("id", "uuid")),
     page_key=("id",),
+    identity=("id",),
 )
 
 PERSON_DISTINCT_IDS = HogqlTable(
@@ -240,6 +245,7 @@ PERSON_DISTINCT_IDS = HogqlTable(
     sources=("person_distinct_ids",),
     sort_key=SortKey(labels=(LabelField("distinct_id", "text"),), is_sampled=True),
     page_key=("distinct_id",),
+    identity=("distinct_id",),
 )
 
 COHORT_PEOPLE = HogqlTable(
@@ -256,6 +262,7 @@ COHORT_PEOPLE = HogqlTable(
     sources=("cohort_people", "static_cohort_people"),
     sort_key=SortKey(labels=(LabelField("cohort_id", "bigint"),), axis=AxisField("person_id", "uuid")),
     page_key=("cohort_id", "person_id"),
+    identity=("cohort_id", "person_id"),
 )
 
 COHORTS = RestTable(

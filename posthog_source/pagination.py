@@ -16,7 +16,7 @@ from datetime import date, datetime
 
 import pyarrow as pa
 
-from posthog_source.arrow import Answer, last_row, parse_instant, read_answer, to_table
+from posthog_source.arrow import Answer, drop_duplicates, last_row, parse_instant, read_answer, to_table
 from posthog_source.catalog import Column, HogqlTable, LabelField
 from posthog_source.client import Client
 from posthog_source.config import MAX_PAGE_ROWS
@@ -105,7 +105,10 @@ class Reader:
         page_rows: Rows of an answer; lowered when the server turns out to allow fewer.
         look_ahead: Slices in flight.
         may_repeat: Whether rows may be handed on twice when a part is read again because rows were
-            missing: right where the warehouse merges by key, wrong where it only appends.
+            missing: only where the load sorts out copies.
+
+    Attributes:
+        has_repeated: Whether a row may have been handed on twice by now.
     """
 
     def __init__(
@@ -120,6 +123,7 @@ class Reader:
     ) -> None:
         self.table = table
         self.page_rows = page_rows
+        self.has_repeated = False
         self._client = client
         self._project_id = project_id
         self._look_ahead = look_ahead
@@ -152,7 +156,7 @@ class Reader:
             group.append(slice_)
             for page in self._iter_slice(plan, slice_, first):
                 received += page.num_rows
-                yield page
+                yield drop_duplicates(page, self.table)
             if slice_.closes:
                 if received < sum(member.rows for member in group):
                     yield from self._iter_again(plan, enclose(group), received)
@@ -237,6 +241,8 @@ class Reader:
             seen += page.rows.num_rows
             if not page.is_full and seen >= trusted_rows:
                 return
+            # Copies of one row that differ in time may now lie on different pages.
+            self.has_repeated |= not set(self.table.identity) <= set(self.table.page_key)
             cursor = last_row(page.rows, self.table.page_key)
             following = self._fetch_lighter_page(plan, slice_, cursor, min(page.limit, self.page_rows))
             if not page.is_full and following.rows.num_rows:
@@ -261,10 +267,11 @@ class Reader:
         what = f"{self.table.name}: {received} rows came where PostHog counts {expected}"
         if not self._may_repeat:
             raise MissingRowsError(
-                f"{what}; reading them again would double the others, since write_mode is append. "
+                f"{what}; reading them again would double the others in this write_mode. "
                 "Run again, or set write_mode to window."
             )
         logger.warning("%s; reading that part again.", what)
+        self.has_repeated = True
         received = 0
         first = self._fetch_lighter_page(plan, whole, None, self.page_rows)
         for page in self._iter_rest(plan, whole, first, trusted_rows=float("inf")):

@@ -14,7 +14,6 @@ from itertools import chain
 from typing import Any
 
 import dlt
-import pyarrow as pa
 from dlt.common.configuration.container import Container
 from dlt.common.data_writers.escape import format_datetime_literal
 from dlt.common.destination.capabilities import DestinationCapabilitiesContext
@@ -120,29 +119,27 @@ def _events(client: Client, settings: Settings, config: EventsSettings) -> DltRe
             project_id=settings.project_id,
             page_rows=config.page_rows,
             look_ahead=settings.look_ahead,
-            may_repeat=write_mode != "append",
+            may_repeat=write_mode == "window",
         )
-        window = _events_window(reader, cursor, config, may_repeat=write_mode != "append")
+        window = _events_window(reader, cursor, config, is_mergeable=write_mode != "append")
         scope = window_scope(target.caps, settings.project_id, window) if window else NEVER
         plans = reader.fetch_plans(window) if window else []
         if window is not None:
             cursor.advance(window.end)
             logger.info("events: %s to %s", window.start.isoformat(), window.end.isoformat())
-        target.announce(reader, plans)
-        yield target.begin(table, target.disposition(write_mode, scope), config.json_columns)
-        yield from target.iter_pages(reader, plans)
+        yield from target.load(reader, plans, target.disposition(write_mode, scope), config.json_columns)
 
     return _resource(table, events)
 
 
 def _events_window(
-    reader: Reader, cursor: dlt.sources.incremental[datetime], config: EventsSettings, *, may_repeat: bool
+    reader: Reader, cursor: dlt.sources.incremental[datetime], config: EventsSettings, *, is_mergeable: bool
 ) -> Window | None:
     """What to read now; None when there is nothing yet."""
     start, end = cursor.start_value or EPOCH, cursor.end_value
     if end is None:
         end = (datetime.now(UTC) - timedelta(seconds=config.lag_s)).replace(microsecond=0)
-        if start != cursor.initial_value and may_repeat:
+        if start != cursor.initial_value and is_mergeable:
             start = max(cursor.initial_value or EPOCH, start - timedelta(seconds=config.lookback_s))
     if start == EPOCH:
         first_at = reader.fetch_first_instant()
@@ -164,10 +161,7 @@ def _snapshot(client: Client, settings: Settings, table: HogqlTable, config: Tab
             look_ahead=settings.look_ahead,
             may_repeat=target.can_merge,
         )
-        plans = reader.fetch_plans(None)
-        target.announce(reader, plans)
-        yield target.begin(table, target.replace(settings.project_id))
-        yield from target.iter_pages(reader, plans)
+        yield from target.load(reader, reader.fetch_plans(None), target.replace(settings.project_id))
 
     return _resource(table, snapshot)
 
@@ -263,7 +257,12 @@ class _Target:
         """Dlt's write disposition of a mode; `scope` is what the mode `window` replaces."""
         match write_mode:
             case "window":
-                return {"disposition": "merge", "strategy": "delete-insert", "destination_scope": scope}
+                return {
+                    "disposition": "merge",
+                    "strategy": "delete-insert",
+                    "destination_scope": scope,
+                    "deduplicated": True,  # by the reader; dlt's own way sorts all rows once more
+                }
             case "upsert":
                 return {"disposition": "merge", "strategy": "upsert"}
             case "append":
@@ -283,20 +282,25 @@ class _Target:
         )
         return dlt.mark.with_hints(schema_of(table).empty_table(), hints)
 
-    def announce(self, reader: Reader, plans: list[Plan]) -> None:
-        """Tells dlt's progress collector how many rows will come. Before the first item, which starts it."""
-        if self._collector is not None:
-            total = sum(plan.rows for plan in plans)
-            self._collector.update(reader.table.name, inc=0, total=total)
+    def load(
+        self, reader: Reader, plans: list[Plan], disposition: Any, json_columns: JsonColumns = "auto"
+    ) -> Iterator[Any]:
+        """All rows of the plans, written that way.
 
-    def iter_pages(self, reader: Reader, plans: list[Plan]) -> Iterator[pa.Table]:
-        """The pages of all plans, counted as dlt resource metrics: `pages`, `rows`, `bytes` (of Arrow)."""
+        dlt's progress collector learns their total, before the first item starts it. Pages are counted as
+        dlt resource metrics: `pages`, `rows`, `bytes` (of Arrow).
+        """
+        if self._collector is not None:
+            self._collector.update(reader.table.name, inc=0, total=sum(plan.rows for plan in plans))
+        yield self.begin(reader.table, disposition, json_columns)
         metrics = dlt.current.resource_metrics()
         for page in chain.from_iterable(reader.iter_pages(plan) for plan in plans):
             metrics["pages"] = metrics.get("pages", 0) + 1
             metrics["rows"] = metrics.get("rows", 0) + page.num_rows
             metrics["bytes"] = metrics.get("bytes", 0) + page.nbytes
             yield page
+        if reader.has_repeated and "deduplicated" in disposition:
+            yield self.begin(reader.table, disposition | {"deduplicated": False}, json_columns)
 
 
 def _qualified(caps: DestinationCapabilitiesContext, column: str) -> str:

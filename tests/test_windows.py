@@ -300,9 +300,7 @@ samples_of_text = st.sets(st.text(max_size=5), max_size=200).map(sorted)
 
 @given(samples=samples_of_text, rows=st.integers(0, 10**6), page_rows=page_sizes)
 @settings(deadline=None)
-def test_prefixes_cover_the_line_in_ascending_order(
-    samples: list[str], rows: int, page_rows: int
-) -> None:
+def test_prefixes_cover_the_line_in_ascending_order(samples: list[str], rows: int, page_rows: int) -> None:
     slices = plan_prefixes(samples, rows=rows, page_rows=page_rows)
 
     assert_follow(slices)

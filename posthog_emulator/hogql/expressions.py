@@ -39,7 +39,6 @@ RANGES = {"<", ">", "<=", ">="}
 SECONDS_LITERAL = re.compile(r"^\d{4}-\d\d-\d\d( \d\d:\d\d:\d\d)?$")
 FRACTION_LITERAL = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{1,6}$")
 DATES = {"date", "datetime"}
-NULL = Value("NULL", nullable=True)
 
 
 class Expressions:
@@ -63,18 +62,8 @@ class Expressions:
         value = node["value"]
         if node.get("value_type") == "number" and value in ("Infinity", "-Infinity", "NaN"):
             value = float(value)
-        kinds = {bool: "bool", int: "number", float: "number", str: "text"}
+        kinds = {bool: "bool", int: "number", float: "number", str: "text", list: "array"}
         return Value(literals.literal(value), kinds.get(type(value), ""), value is None)
-
-    def _Placeholder(self, node: Node, scope: Scope) -> Value:  # noqa: N802
-        chain = node["expr"].get("chain") if node["expr"]["node"] == "Field" else None
-        if chain is None:
-            raise QueryError("You can not use expressions inside placeholders")
-        if chain == ["filters"] and "filters" not in self._context.values:
-            return Value("1", "bool", nullable=False)
-        if len(chain) != 1 or chain[0] not in self._context.values:
-            raise QueryError(f"Unresolved placeholder: {{{'.'.join(str(part) for part in chain)}}}")
-        return self._Constant({"value": self._context.values[chain[0]]}, scope)
 
     def _Alias(self, node: Node, scope: Scope) -> Value:  # noqa: N802
         value = self.print(node["expr"], scope)
@@ -247,7 +236,7 @@ class Expressions:
         return left, right
 
     def _zoned_literal(self, node: Node, value: Value) -> Value:
-        if value.kind != "text" or node["node"] not in {"Constant", "Placeholder"}:
+        if value.kind != "text" or node["node"] != "Constant":
             return value
         if not self._context.converts_timezone:
             return value
@@ -282,7 +271,8 @@ class Expressions:
     def _call_sql(self, function: Function, node: Node, arguments: list[Value]) -> str:
         name = function.name
         if name == "concat":
-            return f"concat({', '.join(_as_text(item, n) for item, n in zip(arguments, node['args'], strict=True))})"
+            texts = [_as_text(item, given) for item, given in zip(arguments, node["args"], strict=True)]
+            return f"concat({', '.join(texts)})"
         if name in {"toDateTime", "toDate"}:
             return self._to_date_sql(name, node["args"][0], arguments)
         if function.zoned:

@@ -196,7 +196,7 @@ AGGREGATES = """
     argMin argMax covarPop covarSamp corr avgWeighted 2-2
     argMinIf argMaxIf 3-3
     groupArray groupUniqArray groupBitAnd groupBitOr groupBitXor groupBitmap sumWithOverflow 1-1
-    uniq uniqExact uniqHLL12 uniqTheta 1-+
+    uniq uniqExact uniqHLL12 1-+
     uniqIf uniqExactIf 2-+
     minOrNull maxOrNull sumOrNull avgOrNull minOrDefault maxOrDefault sumOrDefault avgOrDefault 1-1
     sumForEach minForEach maxForEach sumArray minArray maxArray 1-1

@@ -105,7 +105,6 @@ def _item(node: Node) -> str:
 
 PRINTERS = {
     "Constant": _constant,
-    "Placeholder": lambda node: f"{{{to_hogql(node['expr'])}}}",
     "Field": _field,
     "Alias": lambda node: f"{_item(node['expr'])} AS {_name(node['alias'])}",
     "Call": _call,

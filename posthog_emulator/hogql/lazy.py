@@ -52,7 +52,7 @@ def overrides_select(team_id: int) -> str:
 
 
 def persons_select(fields: Mapping[str, Column], team_id: int, pushed: Pushed) -> str:
-    """Build the persons subquery: V1 (argMax of each column), or V2 when the wide `properties` are asked for."""
+    """Build the persons subquery: V1 (argMax of each column), or V2 for the wide `properties`."""
     living = (
         f"{_latest('person', 'is_deleted', 'version')} = 0 AND "
         f"{_latest('person', 'created_at', 'version')} < now64(6, 'UTC') + toIntervalDay(1)"
@@ -63,8 +63,8 @@ def persons_select(fields: Mapping[str, Column], team_id: int, pushed: Pushed) -
     order = f" ORDER BY {pushed.order_by}" if pushed.order_by else ""
     limit = f" LIMIT {pushed.limit} OFFSET 0" if pushed.limit is not None else ""
     newest = (
-        f"SELECT person.id AS id, max(person.version) AS version FROM person WHERE person.team_id = {team_id} "
-        f"GROUP BY person.id HAVING {living}{order}{limit}"
+        "SELECT person.id AS id, max(person.version) AS version FROM person "
+        f"WHERE person.team_id = {team_id} GROUP BY person.id HAVING {living}{order}{limit}"
     )
     columns = ", ".join(f"person.{column.stored} AS {name}" for name, column in {"id": ID, **fields}.items())
     return (

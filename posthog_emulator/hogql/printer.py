@@ -4,7 +4,7 @@ Every table of a query is guarded by the project's team_id, and only the top SEL
 are in `expressions.py`, the subqueries of lazy tables in `lazy.py`. What is not known is refused.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,8 +19,8 @@ from posthog_emulator.hogql.schema import NUMBERS, RAW_PERSONS, Column, Table, f
 from posthog_emulator.hogql.scope import Context, Scope, Source, Value
 
 OFFSET_REFUSED = (
-    "OFFSET is not supported on queries made with a personal API key. Use keyset pagination on the `timestamp` "
-    "column instead, and for bulk data extraction, use batch exports."
+    "OFFSET is not supported on queries made with a personal API key. Use keyset pagination on the "
+    "`timestamp` column instead, and for bulk data extraction, use batch exports."
 )
 JOINS = {
     "JOIN",
@@ -56,10 +56,32 @@ class Printed:
 
 def print_query(text: str, context: Context) -> Printed:
     """Parse and print one query of the query API."""
-    tree = parse_select(text)
+    tree = _filled(parse_select(text), context.values)
     if not context.offset_allowed and _has_offset(tree):
         raise QueryError(OFFSET_REFUSED)
     return _Printer(context).print_top(tree)
+
+
+def _filled(node: Any, values: Mapping[str, Any]) -> Any:
+    """Put the values in place of their placeholders, before anything is made of the tree."""
+    if isinstance(node, list):
+        return [_filled(item, values) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if node.get("node") == "Placeholder":
+        return {"node": "Constant", "value": _given(node["expr"], values)}
+    return {name: _filled(item, values) for name, item in node.items()}
+
+
+def _given(expression: Node, values: Mapping[str, Any]) -> Any:
+    if expression["node"] != "Field":
+        raise QueryError("You can not use expressions inside placeholders")
+    name = ".".join(str(part) for part in expression["chain"])
+    if name == "filters" and name not in values:
+        return True
+    if name not in values:
+        raise QueryError(f"Unresolved placeholder: {{{name}}}")
+    return values[name]
 
 
 def _has_offset(node: Any) -> bool:
@@ -133,7 +155,8 @@ class _Printer:
         prewhere = self._clause(node, "prewhere", replace(scope, in_where=True))
         pushed = self._pushed(node, scope)
         tables, guards = self._from(joins, on, scope, pushed)
-        listed = ", ".join(_with_alias(item, value) for item, value in values)
+        shown = _shown_aliases(nodes)
+        listed = ", ".join(_with_alias(item, value, shown) for item, value in values)
         sql = f"SELECT {'DISTINCT ' if node.get('distinct') else ''}{listed}{tables}"
         sql += f" PREWHERE {prewhere}" if prewhere else ""
         condition = and_sql([*guards, *([where] if where else [])]) if guards or where else ""
@@ -150,7 +173,7 @@ class _Printer:
     def _tail(self, node: Node, scope: Scope, *, is_top: bool) -> str:
         sql = ""
         if node.get("group_by"):
-            sql += f" GROUP BY {', '.join(self._expressions.print(item, scope).sql for item in node['group_by'])}"
+            sql += f" GROUP BY {self._listed(node['group_by'], scope)}"
         if node.get("having"):
             sql += f" HAVING {self._clause(node, 'having', scope)}"
         if node.get("order_by"):
@@ -158,6 +181,9 @@ class _Printer:
         if node.get("limit_by"):
             sql += self._limit_by(node["limit_by"], scope)
         return sql + self._limits(node, scope, is_top=is_top)
+
+    def _listed(self, nodes: Sequence[Node], scope: Scope) -> str:
+        return ", ".join(self._expressions.print(item, scope).sql for item in nodes)
 
     def _order(self, node: Node, scope: Scope) -> str:
         unknown = [part for part, value in node.items() if value and part not in {"node", "expr", "order"}]
@@ -167,7 +193,7 @@ class _Printer:
 
     def _limit_by(self, node: Node, scope: Scope) -> str:
         offset = node.get("offset_value")
-        columns = ", ".join(self._expressions.print(item, scope).sql for item in node["exprs"])
+        columns = self._listed(node["exprs"], scope)
         number = self._expressions.print(node["n"], scope).sql
         skipped = f" OFFSET {self._expressions.print(offset, scope).sql}" if offset else ""
         return f" LIMIT {number}{skipped} BY {columns}"
@@ -176,7 +202,7 @@ class _Printer:
         limit = node.get("limit")
         sql = ""
         if limit is not None:
-            sql = f" LIMIT {self._capped(limit, scope) if is_top else self._expressions.print(limit, scope).sql}"
+            sql = f" LIMIT {self._capped(limit, scope) if is_top else self._listed([limit], scope)}"
         elif is_top and node["node"] == "SelectQuery":
             sql = f" LIMIT {min(self._context.default_rows, self._context.max_rows)}"
         if node.get("offset") is not None:
@@ -282,11 +308,10 @@ class _Printer:
             is_left = (join.get("join_type") or "").startswith("LEFT")
             if guard and not (position and is_left):
                 guards.append(guard)
-            elif guard:
-                condition = and_sql([condition, guard])
+            guarded = and_sql([condition, guard]) if guard and position and is_left else condition
             sql += f" {join['join_type']} " if position else " FROM "
             sql += self._table_sql(join, source, pushed)
-            sql += f" {kind} {condition}" if condition else ""
+            sql += f" {kind} {guarded}" if guarded else ""
             sql += self._override_join(source) if source.needs_overrides else ""
         return sql, guards
 
@@ -375,14 +400,21 @@ def _in_parentheses(sql: str, node: Node) -> str:
     return f"({sql})" if node["node"] == "SelectSetQuery" or " LIMIT " in sql else sql
 
 
-def _with_alias(node: Node, value: Value) -> str:
-    if node["node"] == "Alias":
+def _shown_aliases(nodes: Sequence[Node]) -> dict[str, Node]:
+    """Which column gets a name that several could have: the one that says AS, else the last."""
+    shown: dict[str, Node] = {}
+    for node in reversed(nodes):
+        name = _column_name(node)
+        if name not in shown or node["node"] == "Alias":
+            shown[name] = node
+    return shown
+
+
+def _with_alias(node: Node, value: Value, shown: dict[str, Node]) -> str:
+    name = _column_name(node)
+    if node["node"] not in {"Field", "Call"} or "%" in name or shown[name] is not node:
         return value.sql
-    if node["node"] in {"Field", "Call"}:
-        return (
-            f"{value.sql} AS {identifier(_column_name(node))}" if "%" not in _column_name(node) else value.sql
-        )
-    return value.sql
+    return f"{value.sql} AS {identifier(name)}"
 
 
 def _column_name(node: Node) -> str:
@@ -392,7 +424,7 @@ def _column_name(node: Node) -> str:
 
 
 def _inner_scope(scope: Scope, source: Source, sql_name: str) -> Scope:
-    """See the stored rows of persons under another name; what is used there is not asked of the lazy table."""
+    """See the stored rows of persons under another name; what they use is not asked of the lazy table."""
     inner = Source(source.name, sql_name, source.columns, RAW_PERSONS)
     return Scope(sources=[inner], ctes=scope.ctes)
 

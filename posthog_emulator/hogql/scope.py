@@ -88,7 +88,7 @@ def has_column(source: Source, name: str) -> bool:
 
 
 def find_column(source: Source, chain: Sequence[Any]) -> tuple[Column, Sequence[Any]]:
-    """Follow `column.key.key` or `group.column.key` into a table; gives the column and the keys that are left."""
+    """Follow `column.key` or `group.column.key` into a table; gives the column and the keys left over."""
     name = str(chain[0])
     groups = source.table.groups if source.table else {}
     if name in source.columns:

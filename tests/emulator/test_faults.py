@@ -136,7 +136,7 @@ def test_current_meets_the_faults_of_its_project(server: Server, listed: Project
 
 
 def test_what_cannot_be_played_is_refused(server: Server, project: Project) -> None:
-    for fault in ({"kind": "explode"}, {"status": 500, "colour": "red"}, {}):
+    for fault in ({"kind": "explode"}, {"status": 500, "colour": "red"}, {"kind": "cut"}, {}):
         answer = server.http.post(
             f"/_emulator/projects/{project.id}/faults", json={"path": "query", "faults": [fault]}
         )

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.emulator.asking import add_events, answer, ask, column, refusal, rows
-from tests.emulator.conftest import Project, Server, bearer
+from tests.emulator.conftest import Project, Server, bearer, start_program, stop_program
 
 ENDLESS = "SELECT count() FROM numbers(1000000000000) WHERE cityHash64(number) = 1"
 
@@ -24,7 +24,8 @@ def get(project: Project, query_id: str) -> httpx.Response:
 
 def poll(project: Project, query_id: str) -> httpx.Response:
     """Poll until the query is over."""
-    return until(lambda: get(project, query_id), lambda response: response.status_code != 202)
+    over: httpx.Response = until(lambda: get(project, query_id), lambda seen: seen.status_code != 202)
+    return over
 
 
 def until(look: Callable[[], Any], is_it: Callable[[Any], bool]) -> Any:
@@ -220,6 +221,14 @@ def test_delete_stops_a_running_query_for_real(project: Project) -> None:
     assert get(project, name).status_code == 404
 
 
+def test_the_server_stops_though_a_query_runs() -> None:
+    process, ready = start_program()
+    with httpx.Client(base_url=ready["url"]) as http:
+        project = Server(ready["url"], ready["api_key"], ready["project_token"], http).project()
+        assert ask(project, ENDLESS, refresh="force_async").status_code == 202
+    assert stop_program(process) == 0
+
+
 # --- limits
 
 
@@ -248,7 +257,7 @@ def test_a_query_that_reads_too_much_is_a_400(project: Project) -> None:
 
 def test_a_query_that_needs_too_much_memory_is_a_513(project: Project) -> None:
     project.settings(max_memory_bytes=5_000_000)
-    text = "SELECT number, count() FROM numbers(3000000) GROUP BY number"
+    text = "SELECT length(groupArray(number)) FROM numbers(3000000)"
     assert refusal(project, text) == (513, "clickhouse_memory_limit_exceeded")
 
 
