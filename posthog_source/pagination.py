@@ -245,7 +245,7 @@ class Reader:
             self.has_repeated |= not set(self.table.identity) <= set(self.table.page_key)
             cursor = last_row(page.rows, self.table.page_key)
             following = self._fetch_lighter_page(plan, slice_, cursor, min(page.limit, self.page_rows))
-            if not page.is_full and following.rows.num_rows:
+            if not page.is_full and following.rows.num_rows == page.rows.num_rows:
                 self._learn_cap(page.rows.num_rows)
             page = following
 

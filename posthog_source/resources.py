@@ -257,12 +257,7 @@ class _Target:
         """Dlt's write disposition of a mode; `scope` is what the mode `window` replaces."""
         match write_mode:
             case "window":
-                return {
-                    "disposition": "merge",
-                    "strategy": "delete-insert",
-                    "destination_scope": scope,
-                    "deduplicated": True,  # by the reader; dlt's own way sorts all rows once more
-                }
+                return {"disposition": "merge", "strategy": "delete-insert", "destination_scope": scope}
             case "upsert":
                 return {"disposition": "merge", "strategy": "upsert"}
             case "append":
@@ -274,11 +269,23 @@ class _Target:
             return "replace"
         return self.disposition("window", project_scope(self.caps, project_id))
 
-    def begin(self, table: Table, disposition: Any, json_columns: JsonColumns = "auto") -> Any:
-        """The first item of a load: no rows, all types, and how what follows is written."""
+    def begin(
+        self,
+        table: Table,
+        disposition: Any,
+        json_columns: JsonColumns = "auto",
+        *,
+        has_copies: bool = True,
+    ) -> Any:
+        """An item of no rows, all types, and how the load is written.
+
+        Where no row comes twice, dlt need not sort them all to find out. That hint is set by its schema
+        name, since dlt passes over False in a write disposition and an old True would stand.
+        """
         hints = dlt.mark.make_hints(
             write_disposition=disposition,
             columns=column_hints(table, json_columns=json_columns, destination=self.destination),
+            additional_table_hints={"x-stage-data-deduplicated": not has_copies},
         )
         return dlt.mark.with_hints(schema_of(table).empty_table(), hints)
 
@@ -292,15 +299,15 @@ class _Target:
         """
         if self._collector is not None:
             self._collector.update(reader.table.name, inc=0, total=sum(plan.rows for plan in plans))
-        yield self.begin(reader.table, disposition, json_columns)
+        yield self.begin(reader.table, disposition, json_columns, has_copies=False)
         metrics = dlt.current.resource_metrics()
         for page in chain.from_iterable(reader.iter_pages(plan) for plan in plans):
             metrics["pages"] = metrics.get("pages", 0) + 1
             metrics["rows"] = metrics.get("rows", 0) + page.num_rows
             metrics["bytes"] = metrics.get("bytes", 0) + page.nbytes
             yield page
-        if reader.has_repeated and "deduplicated" in disposition:
-            yield self.begin(reader.table, disposition | {"deduplicated": False}, json_columns)
+        if reader.has_repeated:
+            yield self.begin(reader.table, disposition, json_columns, has_copies=True)
 
 
 def _qualified(caps: DestinationCapabilitiesContext, column: str) -> str:

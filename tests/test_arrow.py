@@ -272,7 +272,7 @@ def mended(text: str) -> str:
 
 
 @given(st.lists(code_units, min_size=1, max_size=5))
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 def test_json_text_means_the_same_with_lone_halves_replaced(values: list[str]) -> None:
     stored = [json.dumps({"a": value}) for value in values]
 
@@ -354,7 +354,7 @@ def test_a_cell_nested_ever_so_deep_is_unreadable() -> None:
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 def test_no_bytes_whatever_are_anything_but_rows_or_an_error_of_this_package(data: st.DataObject) -> None:
     body = bytearray(full_body())
     for _ in range(data.draw(st.integers(1, 4))):
@@ -367,7 +367,7 @@ def test_no_bytes_whatever_are_anything_but_rows_or_an_error_of_this_package(dat
 
 
 @given(members=st.dictionaries(st.sampled_from(["results", "columns", "is_cached", "error"]), json_values))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 def test_no_members_whatever_are_anything_but_rows_or_an_error_of_this_package(
     members: dict[str, object],
 ) -> None:

@@ -132,7 +132,7 @@ def test_an_events_setting_that_cannot_be_right_is_one_line_that_names_it(name: 
     name=st.sampled_from(["project_id", "api_key", "host", "start_date", "end_date"]),
     value=st.text() | st.binary() | st.integers() | st.floats() | st.booleans() | st.lists(st.text()),
 )
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 def test_no_value_whatever_is_anything_but_settings_or_one_line(name: str, value: object) -> None:
     try:
         build_settings(**{**GOOD, name: value})
@@ -143,7 +143,7 @@ def test_no_value_whatever_is_anything_but_settings_or_one_line(name: str, value
 
 
 @given(st.text(alphabet="aZ0.-_:/@#?\\[]% \t\nposthg", max_size=40))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 def test_a_host_that_is_taken_is_scheme_and_host_and_port_and_nothing_more(text: str) -> None:
     try:
         base_url = parse_host(text)

@@ -112,12 +112,11 @@ def test_an_error_is_raised_in_its_items_turn() -> None:
             raise ValueError("the third")
         return item
 
-    seen = []
+    results = ordered_prefetch(work, range(10), depth=4)
+    assert [next(results) for _ in range(3)] == [(0, 0), (1, 1), (2, 2)]
     with pytest.raises(ValueError, match="the third"):
-        for item, _ in ordered_prefetch(work, range(10), depth=4):
-            seen.append(item)
+        next(results)
 
-    assert seen == [0, 1, 2]
     assert our_threads() == []
 
 

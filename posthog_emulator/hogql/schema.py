@@ -21,7 +21,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table as HogQL knows it. `key` is what a lazy table is grouped by; `groups` are dotted columns."""
+    """A table as HogQL knows it; `groups` are dotted columns such as `poe.id`."""
 
     name: str
     stored: str
