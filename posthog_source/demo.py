@@ -21,6 +21,7 @@ from typing import Any
 
 import dlt
 import httpx
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
 
@@ -90,22 +91,19 @@ def run_demo(*, database: Path, events: int, persons: int, days: int, console: C
             f"An emulated PostHog at {emulator.url}: {made['events']:,} events over {days} days, "
             f"{made['persons']:,} persons, and some live traffic from PostHog's own SDK."
         )
-        with RichProgress(console) as progress:
-            pipeline = dlt.pipeline(
-                "posthog_demo",
-                pipelines_dir=working_dir,
-                destination=dlt.destinations.duckdb(str(database)),
-                dataset_name=DATASET,
-                progress=progress,
-            )
-            drop_dataset(pipeline)
-            first = sync(pipeline, emulator)
+        pipeline = dlt.pipeline(
+            "posthog_demo",
+            pipelines_dir=working_dir,
+            destination=dlt.destinations.duckdb(str(database)),
+            dataset_name=DATASET,
+            progress=RichProgress(console),
+        )
+        drop_dataset(pipeline)
+        first = sync(pipeline, emulator)
         first_rows = count_rows(pipeline)
         print_costs(console, "First sync: everything", first, first_rows, first_rows)
         capture_more(emulator)
-        with RichProgress(console) as progress:
-            pipeline.collector = progress
-            second = sync(pipeline, emulator)
+        second = sync(pipeline, emulator)
         second_rows = count_rows(pipeline)
         new_rows = {name: second_rows[name] - first_rows[name] for name in second_rows}
         title = f"Second sync: {NEW_EVENTS} new events and {LATE_EVENTS} late ones, up to a day old"
@@ -211,9 +209,10 @@ def print_costs(
     new_rows: Mapping[str, int],
 ) -> None:
     """The summary of one sync."""
-    table = RichTable(title=title, title_justify="left", title_style="bold")
-    table.add_column("table")
-    for heading in ("rows", "new rows", "seconds", "requests", "bytes read / exported"):
+    table = RichTable(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    table.caption, table.caption_justify = "read/out: bytes that ClickHouse read for each byte exported", "left"
+    table.add_column("table", no_wrap=True)
+    for heading in ("rows", "new rows", "seconds", "requests", "read/out"):
         table.add_column(heading, justify="right")
     for name, cost in costs.items():
         is_measured = cost.bytes_exported and cost.bytes_read

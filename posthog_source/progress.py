@@ -5,7 +5,6 @@ Not here: totals (`resources` announces them).
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Self
 
 from dlt.common.runtime.collector_base import Collector
@@ -25,29 +24,13 @@ QUIET_COUNTERS = ("Resources", "Files", "Items")
 
 
 class RichProgress(Collector):
-    """Pass it as `dlt.pipeline(progress=…)`, and use it as a context manager around the runs."""
+    """Pass it as `dlt.pipeline(progress=…)`. Silent where there is no terminal."""
 
     def __init__(self, console: Console) -> None:
         self.step = ""
+        self._console = console
         self._tasks: dict[str, TaskID] = {}
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-        )
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
+        self._bars = self._new_bars()
 
     def update(  # noqa: D102 - dlt's protocol
         self,
@@ -61,14 +44,12 @@ class RichProgress(Collector):
         if label or name in QUIET_COUNTERS or name.startswith("_dlt"):
             return
         if name not in self._tasks:
-            self._tasks[name] = self._progress.add_task(
-                f"{self.step.split()[0].lower():9} {name}", total=total
-            )
-        task = self._tasks[name]
-        known = self._progress.tasks[self._progress.task_ids.index(task)].total
-        if inc_total and known is not None:
-            self._progress.update(task, total=known + inc_total)
-        self._progress.advance(task, inc)
+            step = self.step.split()[0].lower()
+            self._tasks[name] = self._bars.add_task(f"{step:9} {name}", total=total)
+        elif inc_total:
+            known = self._bars.tasks[self._tasks[name]].total or 0
+            self._bars.update(self._tasks[name], total=known + inc_total)
+        self._bars.advance(self._tasks[name], inc)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         """Itself: dlt copies a pipeline's collector for each step, and the terminal is one."""
@@ -76,8 +57,21 @@ class RichProgress(Collector):
 
     def _start(self, step: str) -> None:
         self.step = step
+        self._bars.start()
 
     def _stop(self) -> None:
-        for task in self._tasks.values():
-            self._progress.remove_task(task)
+        self._bars.stop()
+        self._bars = self._new_bars()
         self._tasks.clear()
+
+    def _new_bars(self) -> Progress:
+        return Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )

@@ -38,11 +38,6 @@ class Window:
         if self.start > self.end:
             raise ValueError(f"window ends at {self.end} before it starts at {self.start}")
 
-    @property
-    def is_empty(self) -> bool:
-        """No instant lies in it."""
-        return self.start == self.end
-
 
 @dataclass(frozen=True)
 class Axis:
