@@ -210,7 +210,7 @@ def print_costs(
 ) -> None:
     """The summary of one sync."""
     table = RichTable(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    table.caption, table.caption_justify = "read/out: bytes that ClickHouse read for each byte exported", "left"
+    table.caption = "read/out: bytes that ClickHouse read for each byte exported"
     table.add_column("table", no_wrap=True)
     for heading in ("rows", "new rows", "seconds", "requests", "read/out"):
         table.add_column(heading, justify="right")
