@@ -122,7 +122,8 @@ def items_to_table(items: Sequence[Mapping[str, object]], table: Table, *, proje
     """
     columns = [column for column in table.columns if column.name != "project_id"]
     texts = tuple(
-        pa.array([_cell_text(item.get(column.source)) for item in items], pa.string()) for column in columns
+        pa.array([_item_text(item.get(column.source), column.kind) for item in items], pa.string())
+        for column in columns
     )
     return to_table(Answer(texts, len(items)), table, project_id=project_id)
 
@@ -173,7 +174,12 @@ def _read_text_cells(body: bytes) -> Answer:
     lengths = pc.fill_null(pc.list_value_length(rows), -1)
     if not pc.all(pc.equal(lengths, width), min_count=0).as_py():
         raise UnexpectedAnswerError(_ragged(width))
-    return _strided(rows.flatten(), rows=len(rows), width=width)
+    cells = rows.flatten()
+    try:
+        cells.validate(full=True)
+    except pa.ArrowInvalid:  # the reader lets bytes through that are not UTF-8
+        raise UnreadableAnswerError(_not_an_answer(body)) from None
+    return _strided(cells, rows=len(rows), width=width)
 
 
 def _read_any_cells(body: bytes) -> Answer:
@@ -191,9 +197,11 @@ def _read_any_cells(body: bytes) -> Answer:
     return _strided(cells, rows=len(rows), width=len(columns))
 
 
-def _check(*, has_results: bool, is_cached: bool | None, error: str | None, body: bytes) -> None:
+def _check(*, has_results: bool, is_cached: bool | None, error: object, body: bytes) -> None:
     if error:
-        raise UnreadableAnswerError(f"PostHog answered 200 with an error inside: {error[:300]}")
+        raise UnreadableAnswerError(
+            f"PostHog answered 200 with an error inside: {' '.join(str(error).split())[:300]}"
+        )
     if not has_results:
         raise UnreadableAnswerError(_not_an_answer(body))
     if is_cached:
@@ -261,10 +269,18 @@ def _mend(text: str) -> str:
     return LONE_SURROGATE.sub(lambda found: found[1] or r"\ufffd", text)
 
 
+def _item_text(value: object, kind: Kind) -> str | None:
+    """A REST member; in a `json` column, text is JSON too and keeps its quotes."""
+    return orjson.dumps(value).decode() if kind == "json" and value is not None else _cell_text(value)
+
+
 def _cell_text(cell: object) -> str | None:
     if cell is None or isinstance(cell, str):
         return cell
-    return orjson.dumps(cell).decode()
+    try:
+        return orjson.dumps(cell).decode()
+    except TypeError as error:
+        raise UnreadableAnswerError(f"PostHog answered a value that cannot be read: {error}.") from None
 
 
 def _ragged(width: int) -> str:

@@ -132,6 +132,7 @@ class HogqlTable(Table):
         identity: Names of the columns that, on one day, make two rows the same row to ClickHouse, which
             drops one of them some day. Rows that differ here are different rows to PostHog.
         time_column: The column that windows bound, if any.
+        arrival_column: The column that says when PostHog received the row, if any.
     """
 
     sources: tuple[str, ...]
@@ -139,6 +140,7 @@ class HogqlTable(Table):
     page_key: tuple[str, ...]
     identity: tuple[str, ...]
     time_column: str | None = None
+    arrival_column: str | None = None
 
     def without(self, names: Collection[str]) -> HogqlTable:
         """The table less those columns."""
@@ -210,6 +212,7 @@ EVENTS = HogqlTable(
     page_key=("timestamp", "uuid"),
     identity=("uuid", "event", "distinct_id"),
     time_column="timestamp",
+    arrival_column="created_at",
 )
 
 PERSONS = HogqlTable(

@@ -28,7 +28,7 @@ from rich.table import Table as RichTable
 from posthog_source.catalog import TABLES, RestTable, Table
 from posthog_source.errors import SettingsError
 from posthog_source.progress import RichProgress
-from posthog_source.source import posthog_source
+from posthog_source.source import EventsConfig, posthog_source
 
 DATASET = "posthog_data"
 DEMO_MODULES = ("posthog_emulator", "chdb", "hogql_parser", "starlette", "uvicorn", "posthog")
@@ -106,7 +106,7 @@ def run_demo(*, database: Path, events: int, persons: int, days: int, console: C
         second = sync(pipeline, emulator)
         second_rows = count_rows(pipeline)
         new_rows = {name: second_rows[name] - first_rows[name] for name in second_rows}
-        title = f"Second sync: {NEW_EVENTS} new events and {LATE_EVENTS} late ones, up to a day old"
+        title = f"Second sync: {NEW_EVENTS} new events and {LATE_EVENTS} late ones, up to three weeks old"
         print_costs(console, title, second, second_rows, new_rows)
     console.print(QUICK_START.format(database=database), highlight=False, soft_wrap=True)
 
@@ -154,14 +154,14 @@ def capture_live_traffic(emulator: Emulator) -> None:
 
 
 def capture_more(emulator: Emulator) -> None:
-    """Between two syncs: new events, and events whose clients were offline since yesterday."""
+    """Between two syncs: new events, and events whose clients were offline for up to three weeks."""
     with _sdk(emulator) as sdk:
         now = datetime.now(UTC)
         for i in range(NEW_EVENTS):
             at = now - timedelta(minutes=10, milliseconds=i)
             sdk.capture("new", distinct_id=f"demo-user-{i % 20}@example.com", timestamp=at)
         for i in range(LATE_EVENTS):
-            at = now - timedelta(hours=1 + 22 * i / LATE_EVENTS)
+            at = now - timedelta(days=21 * (i + 1) / LATE_EVENTS)
             sdk.capture("late", distinct_id=f"demo-user-{i % 20}@example.com", timestamp=at)
 
 
@@ -176,7 +176,13 @@ def sync(pipeline: dlt.Pipeline, emulator: Emulator) -> dict[str, TableCost]:
     """One sync as in production, and what it cost by table."""
     emulator.control("DELETE", f"projects/{emulator.project_id}/requests")
     started = time.monotonic()
-    pipeline.run(posthog_source(project_id=emulator.project_id, api_key=emulator.api_key, host=emulator.url))
+    source = posthog_source(
+        project_id=emulator.project_id,
+        api_key=emulator.api_key,
+        host=emulator.url,
+        events=EventsConfig(late_arrival_every_s=0),  # the demo's second sync stands for the next day's
+    )
+    pipeline.run(source)
     seconds = time.monotonic() - started
     requests = emulator.control("GET", f"projects/{emulator.project_id}/requests")
     metrics = _custom_metrics(pipeline)

@@ -222,11 +222,11 @@ def parse_retry_after(value: str | None, *, now: datetime) -> float | None:
     """Seconds to wait from a ``Retry-After`` header: whole seconds or an HTTP date; None if neither."""
     if value is None:
         return None
-    if value.strip().isdigit():
+    if value.strip().isdecimal():
         return float(value)
     try:
         at = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if at.tzinfo is None:
         at = at.replace(tzinfo=UTC)
@@ -256,4 +256,10 @@ def _envelope(body: bytes) -> dict[str, object]:
 
 def _text(value: object) -> str:
     """One line, bounded, whatever the server sent."""
-    return " ".join(str(value).split())[:MAX_DETAIL_CHARS] if value else ""
+    if not value:
+        return ""
+    try:
+        text = value if isinstance(value, str) else orjson.dumps(value).decode()
+    except TypeError:  # nested too deep
+        return ""
+    return " ".join(text.split())[:MAX_DETAIL_CHARS]

@@ -31,6 +31,7 @@ from posthog_source.prefetch import ordered_prefetch
 from posthog_source.query import (
     Cell,
     Query,
+    build_arrival_counts,
     build_count,
     build_count_distinct,
     build_first_instant,
@@ -70,11 +71,13 @@ class Plan:
         source: HogQL table.
         window: Its bounds in time, if the table has any.
         slices: In order; together all rows.
+        arrived_since: Only rows that PostHog received then or later, if set.
     """
 
     source: str
     window: Window | None
     slices: tuple[Slice, ...]
+    arrived_since: datetime | None = None
 
     @property
     def rows(self) -> int:
@@ -139,6 +142,22 @@ class Reader:
     def fetch_plans(self, window: Window | None) -> list[Plan]:
         """Counts the rows and cuts them into slices: one request for a table or window of one page."""
         return [plan for source in self.table.sources for plan in self._fetch_plans(source, window)]
+
+    def fetch_arrival_counts(self, window: Window, *, since: datetime) -> dict[date, int]:
+        """Rows of a window that PostHog received at `since` or later, by UTC day."""
+        query = build_arrival_counts(self.table, self.table.sources[0], window=window, arrived_since=since)
+        try:
+            return {date.fromisoformat(day or ""): int(rows or 0) for day, rows in self._cells(query)}
+        except TooHeavyError:
+            halves = halve_window(window)
+            if len(halves) < 2:
+                raise
+            first, second = (self.fetch_arrival_counts(half, since=since) for half in halves)
+            return first | second
+
+    def plan_arrivals(self, window: Window, *, since: datetime, rows: int) -> Plan:
+        """Reads the rows that `fetch_arrival_counts` counted, and no others of the window."""
+        return Plan(self.table.sources[0], window, (Slice(parts=(Part((), rows, None),)),), since)
 
     def iter_pages(self, plan: Plan) -> Iterator[pa.Table]:
         """Pages of all rows of a plan, at least once each, in slice order.
@@ -295,7 +314,13 @@ class Reader:
     def _fetch_page(self, plan: Plan, slice_: Slice, after: Sequence[Cell] | None, limit: int) -> Page:
         absent = self._absent or frozenset()
         query = build_page(
-            self.table.without(absent), plan.source, slice_, window=plan.window, after=after, limit=limit
+            self.table.without(absent),
+            plan.source,
+            slice_,
+            window=plan.window,
+            after=after,
+            limit=limit,
+            arrived_since=plan.arrived_since,
         )
         try:
             answer = self._answer(query)
@@ -336,7 +361,15 @@ class Reader:
         return True
 
     def _fetch_distinct(self, plan: Plan, slice_: Slice) -> int:
-        return self._fetch_count(build_count_distinct(self.table, plan.source, slice_, window=plan.window))
+        return self._fetch_count(
+            build_count_distinct(
+                self.table,
+                plan.source,
+                slice_,
+                window=plan.window,
+                arrived_since=plan.arrived_since,
+            )
+        )
 
     def _fetch_count(self, query: Query) -> int:
         cells = self._cells(query)

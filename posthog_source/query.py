@@ -19,6 +19,7 @@ from uuid import UUID
 from posthog_source.catalog import AxisField, Column, HogqlTable, LabelField, SortKey
 from posthog_source.windows import Bound, Label, Slice, Window
 
+MAX_DAYS = 10_000
 MICROSECOND = timedelta(microseconds=1)
 DAY = timedelta(days=1)
 
@@ -49,14 +50,16 @@ def build_page(
     window: Window | None,
     after: Sequence[Cell] | None,
     limit: int,
+    arrived_since: datetime | None = None,
 ) -> Query:
     """The next `limit` rows of a slice in page-key order, after the row whose page key is `after`.
 
-    Columns arrive in the table's order less `project_id`, every cell as text or null.
+    With `arrived_since`, only rows that PostHog received then or later. Columns arrive in the table's
+    order less `project_id`, every cell as text or null.
     """
     builder = _Builder(f"posthog_source {table.name}")
     keys = [table.column(name) for name in table.page_key]
-    conditions = builder.in_slice(table, slice_, window)
+    conditions = builder.in_slice(table, slice_, window, arrived_since)
     if after is not None:
         conditions += builder.after_row(keys, after)
     order = ", ".join(_name(key.source) for key in keys)
@@ -73,13 +76,20 @@ def build_count(table: HogqlTable, source: str, slice_: Slice, *, window: Window
     return builder.query(f"SELECT toString(count()) AS row_count FROM {source}{where} LIMIT 1")
 
 
-def build_count_distinct(table: HogqlTable, source: str, slice_: Slice, *, window: Window | None) -> Query:
+def build_count_distinct(
+    table: HogqlTable,
+    source: str,
+    slice_: Slice,
+    *,
+    window: Window | None,
+    arrived_since: datetime | None = None,
+) -> Query:
     """One row, one cell: different page keys in a slice.
 
     Fewer than its rows where a ClickHouse table still holds duplicates that it will merge one day.
     """
     builder = _Builder(f"posthog_source {table.name} recount")
-    where = _where(builder.in_slice(table, slice_, window))
+    where = _where(builder.in_slice(table, slice_, window, arrived_since))
     key = ", ".join(_name(table.column(name).source) for name in table.page_key)
     return builder.query(
         f"SELECT toString(uniqExact(tuple({key}))) AS row_count FROM {source}{where} LIMIT 1"
@@ -103,6 +113,17 @@ def build_label_counts(
     return builder.query(
         f"SELECT {cells}, toString(count()) AS row_count FROM {source}{_where(conditions)} "
         f"GROUP BY {', '.join(fields)} ORDER BY {', '.join(fields)} LIMIT {limit}"
+    )
+
+
+def build_arrival_counts(table: HogqlTable, source: str, *, window: Window, arrived_since: datetime) -> Query:
+    """Rows of a window that PostHog received at `arrived_since` or later, by UTC day: day, rows."""
+    builder = _Builder(f"posthog_source {table.name} late")
+    day = f"toDate({_name(table.column(table.time_column or '').source)})"
+    where = _where(builder.in_slice(table, Slice(), window, arrived_since))
+    return builder.query(
+        f"SELECT toString({day}) AS arrival_day, toString(count()) AS row_count FROM {source}{where} "
+        f"GROUP BY {day} ORDER BY {day} LIMIT {MAX_DAYS}"
     )
 
 
@@ -138,7 +159,8 @@ def selected(table: HogqlTable) -> tuple[Column, ...]:
 
 def utc(at: datetime) -> str:
     """A HogQL literal of an aware datetime, to the microsecond."""
-    return f"toDateTime64('{at.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}', 6, 'UTC')"
+    text = at.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+    return f"toDateTime64('{text}', 6, 'UTC')"
 
 
 @dataclass(frozen=True)
@@ -167,12 +189,21 @@ class _Builder:
     def query(self, text: str) -> Query:
         return Query(text, dict(self.values), self.name)
 
-    def in_slice(self, table: HogqlTable, slice_: Slice, window: Window | None) -> list[str]:
+    def in_slice(
+        self,
+        table: HogqlTable,
+        slice_: Slice,
+        window: Window | None,
+        arrived_since: datetime | None = None,
+    ) -> list[str]:
         conditions = []
         if window is not None:
             time_field = _name(table.column(table.time_column or "").source)
             conditions.append(f"{time_field} >= {utc(window.start)}")
             conditions.append(f"{time_field} <= {utc(window.end - MICROSECOND)}")
+        if arrived_since is not None:
+            arrival_field = _name(table.column(table.arrival_column or "").source)
+            conditions.append(f"{arrival_field} >= {utc(arrived_since)}")
         if slice_.lower is not None:
             conditions.append(self.beyond(_ranges(table.sort_key, slice_.lower), is_inclusive=True))
         if slice_.upper is not None:

@@ -27,6 +27,8 @@ class EventsConfig(BaseConfiguration):
     page_rows: int = EventsSettings.page_rows
     lag_s: float = EventsSettings.lag_s
     lookback_s: float = EventsSettings.lookback_s
+    late_arrival_days: float = EventsSettings.late_arrival_days
+    late_arrival_every_s: float = EventsSettings.late_arrival_every_s
     write_mode: str = EventsSettings.write_mode
     person_id: str = EventsSettings.person_id
     person_properties: bool = EventsSettings.person_properties

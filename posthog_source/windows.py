@@ -105,6 +105,22 @@ def halve_window(window: Window) -> list[Window]:
     return [Window(window.start, midnight), Window(midnight, window.end)]
 
 
+def windows_of_days(days: Iterable[date]) -> list[Window]:
+    """Whole UTC days as windows, neighbours joined, ascending."""
+    windows: list[Window] = []
+    for day in sorted(set(days)):
+        start = datetime.combine(day, time(), UTC)
+        if windows and windows[-1].end == start:
+            start = windows.pop().start
+        windows.append(Window(start, datetime.combine(day + timedelta(days=1), time(), UTC)))
+    return windows
+
+
+def clip(window: Window, bounds: Window) -> Window:
+    """The part of a window that lies inside others' bounds; both must overlap."""
+    return Window(max(window.start, bounds.start), min(window.end, bounds.end))
+
+
 def plan_slices(counts: Iterable[Count], *, page_rows: int, axis: Axis | None) -> list[Slice]:
     """Cuts a counted line into slices of about one page.
 
@@ -160,15 +176,17 @@ def plan_prefixes(samples: Sequence[str], *, rows: int, page_rows: int) -> list[
     step = max(1.0, len(samples) / pieces)
     labels = [samples[int(step * i)] for i in range(1, pieces) if int(step * i) < len(samples)]
     edges = [None, *(Bound((label,)) for label in labels), None]
-    share = rows / (len(edges) - 1)
+    shares = [
+        rows * (i + 1) // (len(edges) - 1) - rows * i // (len(edges) - 1) for i in range(len(edges) - 1)
+    ]
     return [
         Slice(
             lower,
             upper,
-            (Part(lower.label if lower else ("",), round(share), None),),
+            (Part(lower.label if lower else ("",), share, None),),
             closes=upper is None,
         )
-        for lower, upper in pairwise(edges)
+        for (lower, upper), share in zip(pairwise(edges), shares, strict=True)
     ]
 
 

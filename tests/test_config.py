@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta, timezone
 from urllib.parse import urlsplit
 
@@ -268,6 +269,26 @@ def test_an_instant_is_iso_text_or_a_date_or_a_datetime_and_naive_means_utc(
 
     assert parsed == at
     assert parsed is None or parsed.utcoffset() == timedelta(0)
+
+
+@pytest.fixture
+def _far_from_utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine whose own zone is not UTC."""
+    with monkeypatch.context() as environment:
+        environment.setenv("TZ", "Pacific/Auckland")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("_far_from_utc")
+@pytest.mark.parametrize(
+    "value",
+    ["2026-01-31", "2026-01-31T00:00", date(2026, 1, 31), datetime(2026, 1, 31)],  # noqa: DTZ001
+)
+def test_a_naive_instant_means_utc_on_a_machine_of_any_zone(value: object) -> None:
+    assert time.timezone != 0
+    assert parse_instant(value, "start_date") == datetime(2026, 1, 31, tzinfo=UTC)
 
 
 @given(st.datetimes(min_value=datetime(1900, 1, 1), max_value=datetime(2200, 1, 1)))  # noqa: DTZ001

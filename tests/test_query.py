@@ -55,6 +55,9 @@ UUID_TEXT = "0190a1b2-c3d4-7e5f-8a9b-0c1d2e3f4a5b"
 
 each_table = pytest.mark.parametrize("table", HOGQL_TABLES, ids=lambda table: table.name)
 
+ENDLESS = 100
+"""More rows than any line here has: a walk that hands out so many goes in circles."""
+
 Row = Mapping[str, Any]
 
 
@@ -378,6 +381,7 @@ def walk(
             return keys
         assert len(page) <= page_rows
         keys += page
+        assert len(keys) <= ENDLESS
         after = page[-1]
 
 
@@ -604,6 +608,7 @@ def test_labels_are_counted_each_once_in_order_page_after_page(line: Line, limit
         for *cells, rows in page:
             after = tuple(read[f.kind](cell) for f, cell in zip(table.sort_key.labels, cells, strict=True))
             counted.append((after, int(rows)))
+        assert len(counted) <= ENDLESS
 
     inside = [line.place(row)[0] for row in line.rows if line.is_inside(row)]
     expected = sorted((label, inside.count(label)) for label in set(inside))
@@ -622,6 +627,7 @@ def test_a_sample_is_each_key_once_in_order_page_after_page(line: Line, one_in: 
         if not page:
             break
         found += [row["distinct_id"] for row in page]
+        assert len(found) <= ENDLESS
 
     sampled = {row["distinct_id"] for row in line.rows if row["hash_of_distinct_id"] % one_in == 0}
     assert found == sorted(sampled, key=str.encode)

@@ -1,0 +1,191 @@
+"""Where rows go, as far as that changes how they are written: dispositions, scopes, column hints.
+
+Every load begins with an empty, typed table that carries its write disposition: dlt keeps the scope of a
+merge in the stored schema, and a later run without its own would delete the last one's window
+(dlt.md 3.1). Not here: which rows (`events`, `resources`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any
+from uuid import UUID
+
+import dlt
+import pyarrow as pa
+from dlt.common.configuration.container import Container
+from dlt.common.data_writers.escape import format_datetime_literal
+from dlt.common.destination.capabilities import DestinationCapabilitiesContext
+from dlt.common.pipeline import PipelineContext
+from dlt.common.schema.typing import TTableSchemaColumns
+from dlt.sources import DltResource
+
+from posthog_source.arrow import schema_of
+from posthog_source.catalog import TABLES, RestTable, Table
+from posthog_source.config import EventsSettings, JsonColumns, WriteMode
+from posthog_source.pagination import Plan, Reader
+from posthog_source.windows import Window
+
+JSON_DESTINATIONS = ("duckdb", "motherduck", "ducklake", "postgres")
+"""Where a json column loads as JSON from Arrow; elsewhere it fails or lands as a string (dlt.md 2.4)."""
+
+NOTHING = "1 = 0"
+"""A scope that deletes nothing."""
+
+logger = logging.getLogger("posthog_source")
+
+
+def column_hints(table: Table, *, json_columns: JsonColumns, destination: str) -> TTableSchemaColumns:
+    """Dlt's column hints: descriptions, keys, and JSON where the destination takes it."""
+    is_json = json_columns == "json" or (json_columns == "auto" and destination in JSON_DESTINATIONS)
+    hints: TTableSchemaColumns = {}
+    for column in table.columns:
+        hints[column.name] = {
+            "name": column.name,
+            "description": column.description,
+            "nullable": not column.is_required,
+        }
+        if column.kind == "json" and is_json:
+            hints[column.name]["data_type"] = "json"
+        if isinstance(table, RestTable) and column.name == table.cursor:
+            hints[column.name]["dedup_sort"] = "desc"
+    return hints
+
+
+def build_resource(table: Table, generator: Callable[..., Iterator[Any]]) -> DltResource:
+    """A generator as the dlt resource of a table."""
+    logging.getLogger("dlt").addFilter(_TYPE_HINT_FILTER)  # adding it again changes nothing
+    return dlt.resource(
+        generator,
+        name=table.name,
+        primary_key=table.primary_key,
+        schema_contract={"data_type": "freeze"},
+    )
+
+
+class Target:
+    """Where the rows go, as far as that changes how they are written."""
+
+    def __init__(self, destination: str, caps: DestinationCapabilitiesContext, collector: Any) -> None:
+        self.destination = destination
+        self.caps = caps
+        self._collector = collector
+
+    @classmethod
+    def current(cls) -> Target:
+        """The running pipeline's destination; a neutral one where a resource is read without a pipeline."""
+        context = Container()[PipelineContext]
+        pipeline = context.pipeline() if context.is_active() else None
+        if pipeline is None or pipeline.destination is None:
+            return cls("", DestinationCapabilitiesContext.generic_capabilities(), None)
+        caps = pipeline.destination.capabilities()
+        return cls(pipeline.destination.destination_name or "", caps, pipeline.collector)
+
+    @property
+    def can_merge(self) -> bool:
+        """Whether rows can be replaced at all; plain files can only be added."""
+        return bool(self.caps.supported_merge_strategies)
+
+    def write_mode(self, config: EventsSettings) -> WriteMode:
+        """The chosen mode, or append where nothing else can be done, with a warning."""
+        if config.write_mode != "append" and not self.can_merge:
+            logger.warning(
+                "events: %s cannot replace rows, so they are appended: late events within lookback_s are "
+                "not read again, and a run that dies while loading may leave rows twice. De-duplicate by "
+                "uuid on read, or set table_format to delta or iceberg.",
+                self.destination,
+            )
+            return "append"
+        return config.write_mode
+
+    def disposition(self, write_mode: WriteMode, scope: str) -> Any:
+        """Dlt's write disposition of a mode; `scope` is what the mode `window` replaces."""
+        match write_mode:
+            case "window":
+                return {"disposition": "merge", "strategy": "delete-insert", "destination_scope": scope}
+            case "upsert":
+                return {"disposition": "merge", "strategy": "upsert"}
+            case "append":
+                return "append"
+
+    def replace(self, project_id: int) -> Any:
+        """Replaces all rows of the project, and no other's where that can be told."""
+        return self.disposition("window", self.is_project(project_id)) if self.can_merge else "replace"
+
+    def is_project(self, project_id: int) -> str:
+        """SQL condition of a project's rows: several projects may share a dataset."""
+        return f"{self._column('project_id')} = {project_id}"
+
+    def in_window(self, column: str, window: Window) -> str:
+        """SQL condition of the rows in a window."""
+        own = self.caps.format_datetime_literal
+        literal = format_datetime_literal if own is None else own
+        name = self._column(column)
+        return f"{name} >= {literal(window.start, 6)} AND {name} < {literal(window.end, 6)}"
+
+    def is_one_of(self, column: str, uuids: Iterable[str]) -> str:
+        """SQL condition of the rows with those uuids, which are checked to be such."""
+        return f"{self._column(column)} IN ({', '.join(repr(str(UUID(uuid))) for uuid in uuids)})"
+
+    def _column(self, name: str) -> str:
+        return "{table}." + self.caps.escape_identifier(self.caps.casefold_identifier(name))
+
+    def begin(
+        self,
+        table: Table,
+        disposition: Any,
+        json_columns: JsonColumns = "auto",
+        *,
+        has_copies: bool = True,
+    ) -> Any:
+        """An item of no rows, all types, and how the load is written.
+
+        Where no row comes twice, dlt need not sort them all to find out. That hint is set by its schema
+        name, since dlt passes over False in a write disposition and an old True would stand.
+        """
+        hints = dlt.mark.make_hints(
+            write_disposition=disposition,
+            columns=column_hints(table, json_columns=json_columns, destination=self.destination),
+            additional_table_hints={"x-stage-data-deduplicated": not has_copies},
+        )
+        return dlt.mark.with_hints(schema_of(table).empty_table(), hints)
+
+    def load(
+        self,
+        reader: Reader,
+        plans: list[Plan],
+        disposition: Any,
+        json_columns: JsonColumns = "auto",
+        *,
+        first: Sequence[pa.Table] = (),
+    ) -> Iterator[Any]:
+        """All rows of the plans, after the pages `first`, written that way.
+
+        dlt's progress collector learns their total, before the first item starts it. Pages are counted as
+        dlt resource metrics: `pages`, `rows`, `bytes` (of Arrow).
+        """
+        if self._collector is not None:
+            total = sum(plan.rows for plan in plans) + sum(page.num_rows for page in first)
+            self._collector.update(reader.table.name, inc=0, total=total)
+        yield self.begin(reader.table, disposition, json_columns, has_copies=False)
+        metrics = dlt.current.resource_metrics()
+        for page in chain(first, *(reader.iter_pages(plan) for plan in plans)):
+            metrics["pages"] = metrics.get("pages", 0) + 1
+            metrics["rows"] = metrics.get("rows", 0) + page.num_rows
+            metrics["bytes"] = metrics.get("bytes", 0) + page.nbytes
+            yield page
+        if reader.has_repeated:
+            yield self.begin(reader.table, disposition, json_columns, has_copies=True)
+
+
+class _TypeHintFilter(logging.Filter):
+    """Drops dlt's warning, one a page, that a JSON column arrives as text: that is how JSON is loaded."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        is_ours = any(record.getMessage().startswith(f"In resource: {table.name},") for table in TABLES)
+        return not (is_ours and record.funcName == "_compute_tables")
+
+
+_TYPE_HINT_FILTER = _TypeHintFilter()

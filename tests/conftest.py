@@ -1,0 +1,280 @@
+"""Starts the emulator as anyone would, once; gives each test a project, a clock and a place of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pyarrow as pa
+import pytest
+
+os.environ["RUNTIME__DLTHUB_TELEMETRY"] = "false"  # before dlt reads it: nothing but loopback is called
+
+from posthog_source.catalog import EVENTS, HogqlTable
+from posthog_source.client import Client
+from posthog_source.config import build_settings
+from posthog_source.pagination import Reader
+
+ROOT = Path(__file__).resolve().parents[1]
+PLAIN_EVENTS = EVENTS.without({"person_properties"})
+NO_LIMITS = {"api_queries": [10**6, 10**6], "default": [10**6, 10**6], "clickhouse": [10**6, 10**6]}
+
+
+def start_program(*arguments: str) -> tuple[subprocess.Popen[bytes], dict[str, Any]]:
+    """The program and its ready line; close its stdin to stop it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "posthog_emulator", "--stop-with-stdin", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    assert process.stdout is not None
+    return process, json.loads(process.stdout.readline())
+
+
+def stop_program(process: subprocess.Popen[bytes]) -> int:
+    """Close stdin and wait; the exit code."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.close()
+    code = process.wait(timeout=20)
+    process.stdout.close()
+    return code
+
+
+@dataclass
+class Server:
+    """A running emulator."""
+
+    url: str
+    api_key: str
+    project_token: str
+    http: httpx.Client
+
+    def control(self, method: str, path: str, /, **body: Any) -> Any:
+        """Call the control API; fails unless it says yes."""
+        answer = self.http.request(method, f"/_emulator/{path}", json=body or None)
+        assert answer.is_success, answer.text
+        return answer.json()
+
+    def sql(self, text: str) -> list[list[Any]]:
+        """Ask ClickHouse itself."""
+        rows: list[list[Any]] = self.control("POST", "sql", sql=text)["rows"]
+        return rows
+
+    def project(self, **body: Any) -> Project:
+        """A new project."""
+        made = self.http.post("/_emulator/projects", json=body)
+        assert made.status_code == 201, made.text
+        return Project(self, made.json()["project_id"], made.json()["project_token"], made.json()["api_key"])
+
+    def key(self, scopes: list[str], project_ids: list[int] | None = None) -> str:
+        """A new API key."""
+        return str(self.control("POST", "keys", scopes=scopes, project_ids=project_ids)["api_key"])
+
+    def optimize(self) -> None:
+        """Merge all parts, as on a server that had time."""
+        self.control("POST", "optimize")
+
+
+@dataclass
+class Project:
+    """One project of a running emulator."""
+
+    server: Server
+    id: int
+    token: str
+    api_key: str = field(repr=False)
+
+    def get(self, path: str = "", *, key: str | None = None, **params: Any) -> httpx.Response:
+        """GET something under this project."""
+        return self.server.http.get(
+            f"/api/projects/{self.id}/{path}", params=params or None, headers=bearer(key or self.api_key)
+        )
+
+    def control(self, method: str, path: str, /, **body: Any) -> Any:
+        """Call the control API for this project."""
+        return self.server.control(method, f"projects/{self.id}/{path}".rstrip("/"), **body)
+
+    def settings(self, **changes: Any) -> None:
+        """Change how the server treats this project."""
+        self.control("PATCH", "", settings=changes)
+
+    def faults(self, path: str, *faults: dict[str, Any], method: str | None = None) -> None:
+        """Queue faults."""
+        self.control("POST", "faults", path=path, faults=list(faults), method=method)
+
+    def requests(self) -> list[dict[str, Any]]:
+        """What was asked of this project."""
+        journal: list[dict[str, Any]] = self.control("GET", "requests")
+        return journal
+
+    def stats(self) -> dict[str, Any]:
+        """Sums over what was asked."""
+        sums: dict[str, Any] = self.control("GET", "stats")
+        return sums
+
+    def forget_requests(self) -> None:
+        """Begin the journal anew."""
+        self.control("DELETE", "requests")
+
+    def generate(self, **plan: Any) -> dict[str, Any]:
+        """Fill the project with a seeded product's data."""
+        made: dict[str, Any] = self.control("POST", "generate", **plan)
+        return made
+
+    def rows(self, table: str, **columns: Any) -> int:
+        """Append exact rows."""
+        data = pa.table(columns)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, data.schema) as writer:
+            writer.write_table(data)
+        answer = self.server.http.post(
+            f"/_emulator/projects/{self.id}/rows/{table}", content=sink.getvalue().to_pybytes()
+        )
+        assert answer.status_code == 200, answer.text
+        return int(answer.json()["rows"])
+
+    def capture(self, *events: dict[str, Any], path: str = "/batch/", **envelope: Any) -> httpx.Response:
+        """Send events as an SDK does."""
+        return self.server.http.post(path, json={"api_key": self.token, "batch": list(events), **envelope})
+
+    def events(self, columns: str, where: str = "1") -> list[list[Any]]:
+        """This project's event rows, oldest arrival first."""
+        return self.server.sql(
+            f"SELECT {columns} FROM events WHERE team_id = {self.id} AND {where}"
+            " ORDER BY created_at, timestamp, uuid"
+        )
+
+    def measure(self, columns: str, tail: str = "") -> list[list[Any]]:
+        """Sums over this project's events."""
+        return self.server.sql(f"SELECT {columns} FROM events WHERE team_id = {self.id} {tail}")
+
+    def persons(self, columns: str) -> list[list[Any]]:
+        """The newest version of each person."""
+        return self.server.sql(
+            f"SELECT {columns} FROM person WHERE team_id = {self.id} ORDER BY id, version DESC LIMIT 1 BY id"
+        )
+
+    def person_ids(self) -> dict[str, str]:
+        """Whose each distinct id is now."""
+        rows = self.server.sql(
+            "SELECT distinct_id, person_id FROM person_distinct_id2"
+            f" WHERE team_id = {self.id} ORDER BY version DESC LIMIT 1 BY distinct_id"
+        )
+        return {row[0]: row[1] for row in rows}
+
+    def members(self) -> set[tuple[int, str]]:
+        """Cohort and person of every member, as last calculated."""
+        cohorts = self.get("cohorts/", limit=1000).json()["results"]
+        versions = [f"({one['id']}, {one['version']})" for one in cohorts if not one["is_static"]]
+        current = f"(cohort_id, version) IN ({', '.join(versions)})" if versions else "0"
+        rows = self.server.sql(
+            "SELECT cohort_id, toString(person_id) FROM cohortpeople"
+            f" WHERE team_id = {self.id} AND {current} GROUP BY cohort_id, person_id HAVING sum(sign) > 0"
+            " UNION ALL SELECT DISTINCT cohort_id, toString(person_id) FROM person_static_cohort"
+            f" WHERE team_id = {self.id}"
+        )
+        return {(int(cohort_id), str(person_id)) for cohort_id, person_id in rows}
+
+
+@dataclass
+class FakeTime:
+    """A clock that moves only when someone sleeps; remembers who slept how long."""
+
+    now_s: float = 1_000.0
+    slept_s: list[float] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def clock(self) -> float:
+        """Seconds, as `time.monotonic`."""
+        with self._lock:
+            return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        """Takes no time at all."""
+        with self._lock:
+            self.now_s += seconds
+            self.slept_s.append(seconds)
+
+
+def client_of(project: Project, time: FakeTime, **settings: Any) -> Client:
+    """The connector's client for a project; close it."""
+    given = {"project_id": project.id, "api_key": project.api_key, "host": project.server.url}
+    return Client(build_settings(**given | settings), clock=time.clock, sleep=time.sleep)
+
+
+def reader_of(
+    client: Client,
+    project: Project,
+    *,
+    page_rows: int,
+    table: HogqlTable = PLAIN_EVENTS,
+    look_ahead: int = 2,
+    may_repeat: bool = True,
+) -> Reader:
+    """The connector's reader of one table."""
+    return Reader(
+        client,
+        table,
+        project_id=project.id,
+        page_rows=page_rows,
+        look_ahead=look_ahead,
+        may_repeat=may_repeat,
+    )
+
+
+def add_events(project: Project, count: int = 1, **columns: Any) -> list[str]:
+    """Append events of 2026-01-10, a second apart unless told otherwise; gives their uuids."""
+    start = datetime(2026, 1, 10, tzinfo=UTC)
+    data = {
+        "uuid": [f"00000000-0000-4000-8000-{n:012x}" for n in range(count)],
+        "event": ["page"] * count,
+        "distinct_id": [f"user-{n}" for n in range(count)],
+        "timestamp": [start + timedelta(seconds=n) for n in range(count)],
+        "properties": ["{}"] * count,
+        **columns,
+    }
+    for name in ("timestamp", "created_at"):
+        if name in data:
+            data[name] = pa.array(data[name], pa.timestamp("us", "UTC"))
+    assert project.rows("events", **data) == count
+    return list(data["uuid"])
+
+
+def bearer(key: str) -> dict[str, str]:
+    """The header that carries a key."""
+    return {"Authorization": f"Bearer {key}"}
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    process, ready = start_program()
+    with httpx.Client(base_url=ready["url"], timeout=60) as http:
+        yield Server(ready["url"], ready["api_key"], ready["project_token"], http)
+    assert stop_program(process) == 0
+
+
+@pytest.fixture
+def project(server: Server) -> Project:
+    return server.project()
+
+
+@pytest.fixture
+def busy_project(server: Server) -> Project:
+    """A project that may be asked as often as a test likes."""
+    return server.project(settings={"rate_limits": NO_LIMITS})
+
+
+@pytest.fixture
+def fake_time() -> FakeTime:
+    return FakeTime()
