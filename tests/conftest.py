@@ -19,7 +19,11 @@ import pytest
 
 os.environ["RUNTIME__DLTHUB_TELEMETRY"] = "false"  # before dlt reads it: nothing but loopback is called
 
-from posthog_source.catalog import EVENTS, HogqlTable
+import dlt
+from dlt.common.pipeline import LoadInfo
+
+from posthog_source import posthog_source
+from posthog_source.catalog import EVENTS, TABLES, HogqlTable
 from posthog_source.client import Client
 from posthog_source.config import build_settings
 from posthog_source.pagination import Reader
@@ -207,6 +211,50 @@ class FakeTime:
             self.slept_s.append(seconds)
 
 
+@dataclass
+class Warehouse:
+    """A dlt pipeline into a DuckDB file of one test."""
+
+    path: Path
+    pipeline: dlt.Pipeline
+
+    @classmethod
+    def at(cls, path: Path, name: str = "posthog", **options: Any) -> Warehouse:
+        """A pipeline whose state and database lie under a folder; another name is another pipeline."""
+        pipeline = dlt.pipeline(
+            name,
+            pipelines_dir=str(path / "pipelines"),
+            destination=dlt.destinations.duckdb(str(path / "warehouse.duckdb")),
+            dataset_name="posthog_data",
+            **options,
+        )
+        return cls(path, pipeline)
+
+    def sync(self, project: Project, *tables: str, **settings: Any) -> LoadInfo:
+        """One sync of a project, of some tables or all."""
+        given = {"project_id": project.id, "api_key": project.api_key, "host": project.server.url}
+        source = posthog_source(**given | settings)
+        return self.pipeline.run(source.with_resources(*tables) if tables else source)
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        """Ask DuckDB; tables need no schema name."""
+        with self.pipeline.sql_client() as client:
+            return list(client.execute_sql(sql) or [])
+
+    def counts(self) -> dict[str, int]:
+        """Rows by table of the catalogue, for those that are there."""
+        there = {name for (name,) in self.query("SELECT table_name FROM information_schema.tables")}
+        return {
+            table.name: int(self.query(f"SELECT count(*) FROM {table.name}")[0][0])
+            for table in TABLES
+            if table.name in there
+        }
+
+    def uuids(self) -> list[str]:
+        """Of all events, copies and all."""
+        return sorted(uuid for (uuid,) in self.query("SELECT uuid FROM events"))
+
+
 def client_of(project: Project, time: FakeTime, **settings: Any) -> Client:
     """The connector's client for a project; close it."""
     given = {"project_id": project.id, "api_key": project.api_key, "host": project.server.url}
@@ -267,6 +315,13 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def project(server: Server) -> Project:
     return server.project()
+
+
+@pytest.fixture
+def warehouse(tmp_path: Path) -> Iterator[Warehouse]:
+    warehouse = Warehouse.at(tmp_path)
+    yield warehouse
+    warehouse.pipeline.deactivate()
 
 
 @pytest.fixture
