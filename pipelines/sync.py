@@ -10,6 +10,7 @@ import argparse
 import sys
 
 import dlt
+from dlt.common.destination.exceptions import UnknownDestinationModule
 
 from posthog_source import find_cause, posthog_source
 
@@ -23,10 +24,17 @@ def main() -> int:
     chosen = parser.parse_args()
     try:
         source = posthog_source()
+        if unknown := set(chosen.tables or ()) - set(source.resources):
+            parser.error(f"no table {', '.join(unknown)}; there are {', '.join(source.resources)}")
         pipeline = dlt.pipeline(
-            "posthog", destination=chosen.destination, dataset_name=chosen.dataset, progress="log"
+            "posthog",
+            destination=chosen.destination,
+            dataset_name=chosen.dataset,
+            progress=dlt.progress.log(log_period=5, dump_system_stats=False),
         )
         print(pipeline.run(source.with_resources(*chosen.tables) if chosen.tables else source))
+    except UnknownDestinationModule:
+        parser.error(f"dlt knows no destination {chosen.destination!r}")
     except Exception as error:
         if (cause := find_cause(error)) is None:
             raise
