@@ -152,7 +152,10 @@ class Target:
         hints = dlt.mark.make_hints(
             write_disposition=disposition,
             columns=column_hints(table, json_columns=json_columns, destination=self.destination),
-            additional_table_hints={"x-stage-data-deduplicated": not has_copies},
+            additional_table_hints={
+                "description": table.description,
+                "x-stage-data-deduplicated": not has_copies,
+            },
         )
         return dlt.mark.with_hints(schema_of(table).empty_table(), hints)
 
