@@ -32,6 +32,8 @@ def main() -> int:
             dataset_name=chosen.dataset,
             progress=dlt.progress.log(log_period=5, dump_system_stats=False),
         )
+        if pipeline.has_pending_data:  # of a run that was stopped while loading
+            pipeline.run()
         print(pipeline.run(source.with_resources(*chosen.tables) if chosen.tables else source))
     except UnknownDestinationModule:
         parser.error(f"dlt knows no destination {chosen.destination!r}")

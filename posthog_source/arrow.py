@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import json as pa_json
 
-from posthog_source.catalog import Column, HogqlTable, Kind, Table
+from posthog_source.catalog import Column, Kind, Table
 from posthog_source.errors import StaleAnswerError, UnexpectedAnswerError, UnreadableAnswerError
 
 ARROW_TYPES: Mapping[Kind, pa.DataType] = {
@@ -31,8 +31,9 @@ ARROW_TYPES: Mapping[Kind, pa.DataType] = {
     "bool": pa.bool_(),
 }
 
-LONE_SURROGATE = re.compile(
-    r"(\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
+BAD_ESCAPE = re.compile(
+    r"(\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    r"|\\u[dD][89a-fA-F][0-9a-fA-F]{2}|\\u0000"
 )
 """Group 1 is what must stay: an escaped backslash, or both halves of a pair."""
 
@@ -128,17 +129,26 @@ def items_to_table(items: Sequence[Mapping[str, object]], table: Table, *, proje
     return to_table(Answer(texts, len(items)), table, project_id=project_id)
 
 
-def drop_duplicates(page: pa.Table, table: HogqlTable) -> pa.Table:
-    """The page without rows that ClickHouse has yet to merge: of each, the last stays, order kept."""
-    if pc.count_distinct(page.column(table.identity[0])).as_py() == page.num_rows:
+def drop_copies(page: pa.Table, key: Sequence[str]) -> pa.Table:
+    """The page with one row of each key: of copies that ClickHouse has yet to merge, the last; order kept."""
+    if pc.count_distinct(page.column(key[-1])).as_py() == page.num_rows:
         return page
-    keys = page.select(list(table.identity))
-    if table.time_column:
-        keys = keys.append_column("day", pc.floor_temporal(page.column(table.time_column), unit="day"))
-    names = keys.column_names
-    numbered = keys.append_column("row", pa.array(range(page.num_rows), pa.int64()))
-    last = numbered.group_by(names).aggregate([("row", "max")]).column("row_max")
+    numbered = page.select(list(key)).append_column("row", pa.array(range(page.num_rows), pa.int64()))
+    last = numbered.group_by(list(key)).aggregate([("row", "max")]).column("row_max")
     return page if len(last) == page.num_rows else page.take(last.combine_chunks().sort())
+
+
+def replace_nul(page: pa.Table, table: Table) -> pa.Table:
+    """The page with U+FFFD for each NUL in text, as PostHog's own ingestion does; Postgres takes none.
+
+    Not before a page's cursor is taken: the cursor is what PostHog holds.
+    """
+    for index, column in enumerate(table.columns):
+        texts = page.column(index)
+        if column.kind == "text" and pc.any(pc.match_substring(texts, "\0")).as_py():
+            mended = pc.replace_substring(texts, "\0", "\ufffd")
+            page = page.set_column(index, page.schema.field(index), mended)
+    return page
 
 
 def last_row(page: pa.Table, names: Sequence[str]) -> tuple[datetime | str | int, ...]:
@@ -253,12 +263,12 @@ def _to_timestamps(texts: pa.Array) -> pa.Array:
 def _to_json_texts(texts: pa.Array) -> pa.Array:
     """JSON text that every JSON type takes.
 
-    Halves of surrogate pairs stand alone where a client cut an emoji in two; DuckDB, Postgres and others
-    refuse the whole load for one. They become U+FFFD. Empty text is no JSON and becomes null.
+    Halves of surrogate pairs stand alone where a client cut an emoji in two, and Postgres takes no NUL;
+    warehouses refuse the whole load for one. They become U+FFFD. Empty text is no JSON and becomes null.
     """
     if pc.any(pc.equal(texts, "")).as_py():
         texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
-    suspects = pc.match_substring_regex(texts, r"\\u[dD][89a-fA-F]")
+    suspects = pc.match_substring_regex(texts, r"\\u([dD][89a-fA-F]|0000)")
     if not pc.any(suspects).as_py():
         return texts
     mended = pa.array([_mend(text) for text in texts.filter(suspects).to_pylist()], pa.string())
@@ -266,7 +276,7 @@ def _to_json_texts(texts: pa.Array) -> pa.Array:
 
 
 def _mend(text: str) -> str:
-    return LONE_SURROGATE.sub(lambda found: found[1] or r"\ufffd", text)
+    return BAD_ESCAPE.sub(lambda found: found[1] or r"\ufffd", text)
 
 
 def _item_text(value: object, kind: Kind) -> str | None:

@@ -129,8 +129,6 @@ class HogqlTable(Table):
         sources: HogQL tables that together hold the rows, each with the same fields.
         sort_key: How to cut slices.
         page_key: Names of the columns that order pages inside a slice.
-        identity: Names of the columns that, on one day, make two rows the same row to ClickHouse, which
-            drops one of them some day. Rows that differ here are different rows to PostHog.
         time_column: The column that windows bound, if any.
         arrival_column: The column that says when PostHog received the row, if any.
     """
@@ -138,7 +136,6 @@ class HogqlTable(Table):
     sources: tuple[str, ...]
     sort_key: SortKey
     page_key: tuple[str, ...]
-    identity: tuple[str, ...]
     time_column: str | None = None
     arrival_column: str | None = None
 
@@ -188,17 +185,25 @@ EVENTS = HogqlTable(
         Column("created_at", "timestamp", "When PostHog received it, by its own clock"),
         Column("distinct_id", "text", "Who did it, as the client said", is_required=True),
         # HogQL's own person_id joins the overrides of merged persons into every query (query_api.md 4.1).
-        Column("person_id", "uuid", "The person at ingestion", field="event_person_id"),
+        Column("person_id", "uuid", "The person at ingestion", field="event_person_id", is_optional=True),
         Column("properties", "json", "Everything else that was captured"),
-        Column("elements_chain", "text", "For autocapture: the elements clicked"),
-        Column("session_id", "text", "Session", field="$session_id"),
+        Column("elements_chain", "text", "For autocapture: the elements clicked", is_optional=True),
+        Column("session_id", "text", "Session", field="$session_id", is_optional=True),
         Column("window_id", "text", "Browser tab", field="$window_id", is_optional=True),
         Column("person_mode", "text", "full, propertyless or force_upgrade", is_optional=True),
         *(
-            Column(f"group_{i}", "text", f"Key of the group of type {i}", field=f"$group_{i}")
+            Column(
+                f"group_{i}", "text", f"Key of the group of type {i}", field=f"$group_{i}", is_optional=True
+            )
             for i in range(5)
         ),
-        Column("person_properties", "json", "The person's properties at ingestion", field="poe.properties"),
+        Column(
+            "person_properties",
+            "json",
+            "The person's properties at ingestion",
+            field="poe.properties",
+            is_optional=True,
+        ),
     ),
     primary_key=("project_id", "uuid"),
     disposition="window",
@@ -210,7 +215,6 @@ EVENTS = HogqlTable(
         axis=AxisField("distinct_id", "hash"),
     ),
     page_key=("timestamp", "uuid"),
-    identity=("uuid", "event", "distinct_id"),
     time_column="timestamp",
     arrival_column="created_at",
 )
@@ -231,7 +235,6 @@ PERSONS = HogqlTable(
     sources=("persons",),
     sort_key=SortKey(axis=AxisField("id", "uuid")),
     page_key=("id",),
-    identity=("id",),
 )
 
 PERSON_DISTINCT_IDS = HogqlTable(
@@ -248,7 +251,6 @@ PERSON_DISTINCT_IDS = HogqlTable(
     sources=("person_distinct_ids",),
     sort_key=SortKey(labels=(LabelField("distinct_id", "text"),), is_sampled=True),
     page_key=("distinct_id",),
-    identity=("distinct_id",),
 )
 
 COHORT_PEOPLE = HogqlTable(
@@ -265,7 +267,6 @@ COHORT_PEOPLE = HogqlTable(
     sources=("cohort_people", "static_cohort_people"),
     sort_key=SortKey(labels=(LabelField("cohort_id", "bigint"),), axis=AxisField("person_id", "uuid")),
     page_key=("cohort_id", "person_id"),
-    identity=("cohort_id", "person_id"),
 )
 
 COHORTS = RestTable(

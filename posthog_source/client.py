@@ -23,7 +23,7 @@ import orjson
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
 from posthog_source.catalog import RateClass
-from posthog_source.config import Settings
+from posthog_source.config import LOOPBACK_HOSTS, Settings
 from posthog_source.errors import (
     ConnectionFailedError,
     DeadlineError,
@@ -42,6 +42,7 @@ FIRST_BUSY_WAIT_S = 30.0
 """Wait after a 429 that does not say how long: PostHog itself has queued the query that long already
 (query_api.md 2.4)."""
 LONGEST_BUSY_WAIT_S = 300.0
+TELL_WAIT_S = 5.0
 
 REST_RATES: Mapping[RateClass, tuple[Rate, ...]] = {
     "default": (Rate(480, 60), Rate(4_800, 3_600)),
@@ -84,6 +85,7 @@ class Client:
             base_url=settings.base_url,
             headers={"Authorization": f"Bearer {settings.api_key.reveal()}", "User-Agent": "posthog-source"},
             timeout=httpx.Timeout(settings.query_timeout_s, connect=CONNECT_TIMEOUT_S, pool=None),
+            trust_env=urlsplit(settings.base_url).hostname not in LOOPBACK_HOSTS,  # httpx proxies loopback
             follow_redirects=False,  # a redirect would take the key along, and turn POST into GET
         )
         self._places = threading.BoundedSemaphore(settings.look_ahead)
@@ -192,9 +194,15 @@ class Client:
         )
 
         def attempt() -> T:
-            with self._places:
-                limiter.acquire()
-                return read(self._send(method, target, where, build() if build else None))
+            waited_s = limiter.acquire()
+            if waited_s > TELL_WAIT_S:
+                logger.info("Waited %.0f s to keep PostHog's limits. %s", waited_s, where)
+            try:
+                with self._places:
+                    return read(self._send(method, target, where, build() if build else None))
+            except PosthogSourceError as error:
+                patience.count(error)
+                raise
 
         return retrying(attempt)
 
@@ -224,6 +232,13 @@ class _Patience:
     faults: int = 0
     busy_answers: int = 0
 
+    def count(self, error: PosthogSourceError) -> None:
+        """Counts a failed attempt."""
+        if isinstance(error, RateLimitedError):
+            self.busy_answers += 1
+        else:
+            self.faults += 1
+
     def wait_s(self, state: RetryCallState) -> float:
         """Seconds before the next attempt, as the error says, else growing."""
         error = _error_of(state)
@@ -236,17 +251,16 @@ class _Patience:
     def is_over(self, state: RetryCallState) -> bool:
         """Whether the last error stands."""
         error = _error_of(state)
-        if isinstance(error, RateLimitedError):
-            self.busy_answers += 1
+        if self.faults >= self.settings.max_attempts:
+            return True
+        if isinstance(error, RateLimitedError | ServerError):
             wait_s = self.wait_s(state)
             if state.idle_for + wait_s > self.settings.wait_deadline_s:
                 raise DeadlineError(
                     f"PostHog asks {self.where} to wait {wait_s:.0f} s more, beyond wait_deadline_s = "
                     f"{self.settings.wait_deadline_s:.0f}. Run later, or raise it under [sources.posthog]."
                 ) from error
-            return False
-        self.faults += 1
-        return self.faults >= self.settings.max_attempts
+        return False
 
     def tell(self, state: RetryCallState) -> None:
         """Says so, and holds all threads when the limit is everybody's."""

@@ -196,8 +196,7 @@ def parse_project_id(value: object) -> int:
     text = str(value).strip()
     if not re.fullmatch(r"[0-9]{1,18}", text):
         raise SettingsError(
-            f"project_id is {text!r}, which is no number. Set SOURCES__POSTHOG__PROJECT_ID to the number "
-            "in PostHog's address bar."
+            "project_id is no number. Set SOURCES__POSTHOG__PROJECT_ID to the one in PostHog's address bar."
         )
     return int(text)
 
@@ -242,25 +241,25 @@ def parse_host(value: object) -> str:
         _ = parts.port
     except ValueError:
         host = ""
-    if not re.fullmatch(r"(?!-)[\w-]+(\.[\w-]+)+\.?", host) and host not in LOOPBACK_HOSTS:
-        raise SettingsError(
-            f"host is {text!r}. Set host under [sources.posthog] to 'us', 'eu' or the base URL of your "
+    is_named = re.fullmatch(r"(?!-)[\w-]+(\.[\w-]+)*\.?", host) and ("." in host or "://" in text)
+    if not is_named and host not in LOOPBACK_HOSTS:
+        raise SettingsError(  # a value in the wrong place may be the key: none is repeated
+            "host is no address. Set host under [sources.posthog] to 'us', 'eu' or the base URL of your "
             "PostHog, such as https://posthog.example.com."
         )
     if host in CAPTURE_HOSTS:
         raise SettingsError(
-            f"host is {text!r}, which only takes events in. Set host under [sources.posthog] to "
+            f"host is {host}, which only takes events in. Set host under [sources.posthog] to "
             f"{host.split('.', 1)[0]!r}."
         )
     more = "@" in parts.netloc or parts.query or parts.fragment or parts.path
     if more or parts.scheme not in ("http", "https"):
         raise SettingsError(
-            f"host is {parts.scheme}://{host}… with more than scheme, host and port. Set host under "
-            "[sources.posthog] to the base URL alone."
+            "host has more than scheme, name and port. Set host under [sources.posthog] to the base URL."
         )
     if parts.scheme == "http" and host not in LOOPBACK_HOSTS:
         raise SettingsError(
-            f"host is {text!r}: over http the key would travel in the clear. Set host under "
+            f"host is http://{host}, where the key would travel in the clear. Set host under "
             "[sources.posthog] to its https:// address."
         )
     return f"{parts.scheme}://{parts.netloc}"

@@ -24,7 +24,8 @@ from dlt.sources import DltResource
 
 from posthog_source.arrow import schema_of
 from posthog_source.catalog import TABLES, RestTable, Table
-from posthog_source.config import EventsSettings, JsonColumns, WriteMode
+from posthog_source.config import EventsSettings, JsonColumns, Settings, WriteMode
+from posthog_source.errors import SettingsError
 from posthog_source.pagination import Plan, Reader
 from posthog_source.windows import Window
 
@@ -69,6 +70,22 @@ def build_resource(table: Table, generator: Callable[..., Iterator[Any]]) -> Dlt
     )
 
 
+def claim_state(settings: Settings) -> dict[str, Any]:
+    """The running resource's state, which belongs to one project.
+
+    Raises:
+        SettingsError: It belongs to another: its cursor would skip that project's history.
+    """
+    state = dlt.current.resource_state()
+    origin = f"{settings.base_url} project {settings.project_id}"
+    if state.setdefault("origin", origin) != origin:
+        raise SettingsError(
+            f"This pipeline has synced {state['origin']} so far, and its cursors are of no use for {origin}. "
+            "Use another pipeline_name and dataset_name, or posthog_source.clone(name=…, section=…)."
+        )
+    return state
+
+
 class Target:
     """Where the rows go, as far as that changes how they are written."""
 
@@ -85,12 +102,13 @@ class Target:
         if pipeline is None or pipeline.destination is None:
             return cls("", DestinationCapabilitiesContext.generic_capabilities(), None)
         caps = pipeline.destination.capabilities()
-        return cls(pipeline.destination.destination_name or "", caps, pipeline.collector)
+        kind = pipeline.destination.destination_type.rsplit(".", 1)[-1]
+        return cls(kind, caps, pipeline.collector)
 
     @property
     def can_merge(self) -> bool:
         """Whether rows can be replaced at all; plain files can only be added."""
-        return bool(self.caps.supported_merge_strategies)
+        return "delete-insert" in (self.caps.supported_merge_strategies or ())
 
     def write_mode(self, config: EventsSettings) -> WriteMode:
         """The chosen mode, or append where nothing else can be done, with a warning."""
@@ -98,7 +116,7 @@ class Target:
             logger.warning(
                 "events: %s cannot replace rows, so they are appended: late events within lookback_s are "
                 "not read again, and a run that dies while loading may leave rows twice. De-duplicate by "
-                "uuid on read, or set table_format to delta or iceberg.",
+                "uuid on read.",
                 self.destination,
             )
             return "append"
@@ -184,7 +202,7 @@ class Target:
             metrics["bytes"] = metrics.get("bytes", 0) + page.nbytes
             for first_row in range(0, page.num_rows, ROW_GROUP_ROWS):
                 yield page.slice(first_row, ROW_GROUP_ROWS)
-        if reader.has_repeated:
+        if reader.has_copies:
             yield self.begin(reader.table, disposition, json_columns, has_copies=True)
 
 

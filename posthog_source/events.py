@@ -19,8 +19,10 @@ from dlt.sources import DltResource
 from posthog_source.catalog import EVENTS, HogqlTable
 from posthog_source.client import Client
 from posthog_source.config import EventsSettings, Settings
-from posthog_source.destination import NOTHING, Target, build_resource
+from posthog_source.destination import NOTHING, Target, build_resource, claim_state
+from posthog_source.errors import SettingsError
 from posthog_source.pagination import Reader
+from posthog_source.query import Late
 from posthog_source.windows import Window, clip, windows_of_days
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -30,11 +32,14 @@ MAX_LATE_ROWS = 1_000
 """Late events replaced one by one. More are replaced by whole days: their uuids would have to stand in
 the merge's SQL, which dlt keeps in the stored schema."""
 
-ARRIVAL_OVERLAP = timedelta(hours=1)
+ARRIVAL_OVERLAP = timedelta(hours=6)
 """PostHog sets created_at before a row can be seen, so arrivals are looked for again this far back."""
 
-LOOKED_AT = "looked_for_arrivals_at"
-"""Key of the resource's state: when arrivals were last looked for."""
+VISIBILITY_S = 900
+"""How long after created_at a row may be seen and still be read by an ordinary sync's lookback."""
+
+LOOKED_AT, START = "looked_for_arrivals_at", "start"
+"""Keys of the resource's state: when arrivals were last looked for, and from when on events were read."""
 
 logger = logging.getLogger("posthog_source")
 
@@ -74,15 +79,14 @@ def build_events(client: Client, settings: Settings, config: EventsSettings) -> 
             may_repeat=write_mode == "window",
         )
         now = datetime.now(UTC)
-        window = _next_window(reader, cursor, config, now, is_mergeable=write_mode != "append")
+        history = None if cursor.end_value else _History(claim_state(settings), settings, cursor)
+        window = _next_window(reader, cursor, config, now, history, is_mergeable=write_mode != "append")
         if window is None:
             yield from target.load(reader, [], target.disposition(write_mode, NOTHING), config.json_columns)
             return
         logger.info("events: %s to %s", window.start.isoformat(), window.end.isoformat())
-        late = None
-        if cursor.end_value is None and write_mode != "append":
-            late = _fetch_late(reader, window, config, now, earliest=settings.start or EPOCH)
-        cursor.advance(window.end)
+        late = _fetch_late(reader, window, config, now, history) if history and target.can_merge else None
+        cursor.advance(cursor.start_value or EPOCH)  # PostHog applies the range; dlt is not to filter again
         windows = [*(late.days if late else ()), window]
         yield from target.load(
             reader,
@@ -91,6 +95,10 @@ def build_events(client: Client, settings: Settings, config: EventsSettings) -> 
             config.json_columns,
             first=late.rows if late else (),
         )
+        # Only now: a generator that is closed early has not read its window.
+        cursor.advance(window.end)
+        if history:
+            history.remember(now if late or history.is_new else None)
 
     return build_resource(table, events)
 
@@ -101,48 +109,98 @@ def events_table(config: EventsSettings) -> HogqlTable:
     return table.reading({"person_id": "person_id"}) if config.person_id == "current" else table
 
 
+class _History:
+    """What earlier syncs of this table have read, as kept in the resource's state."""
+
+    def __init__(
+        self, state: dict[str, Any], settings: Settings, cursor: dlt.sources.incremental[datetime]
+    ) -> None:
+        self._state = state
+        self.start = settings.start or EPOCH
+        self.is_new = cursor.start_value == cursor.initial_value
+
+    @property
+    def looked_at(self) -> datetime | None:
+        """When arrivals were last looked for."""
+        return datetime.fromisoformat(self._state[LOOKED_AT]) if LOOKED_AT in self._state else None
+
+    @property
+    def begins_later(self) -> bool:
+        """Whether start_date has been moved to before what was ever read."""
+        return not self.is_new and self.start < datetime.fromisoformat(
+            self._state.get(START, str(self.start))
+        )
+
+    def remember(self, looked_at: datetime | None) -> None:
+        """What this sync adds."""
+        self._state[START] = self.start.isoformat()
+        if looked_at is not None:
+            self._state[LOOKED_AT] = looked_at.isoformat()
+
+
 def _next_window(
     reader: Reader,
     cursor: dlt.sources.incremental[datetime],
     config: EventsSettings,
     now: datetime,
+    history: _History | None,
     *,
     is_mergeable: bool,
 ) -> Window | None:
     """What to read now; None when there is nothing yet."""
     start, end = cursor.start_value or EPOCH, cursor.end_value
-    if end is None:
+    if history is not None:
         end = (now - timedelta(seconds=config.lag_s)).replace(microsecond=0)
-        if start != cursor.initial_value and is_mergeable:
-            start = max(cursor.initial_value or EPOCH, start - timedelta(seconds=config.lookback_s))
+        if history.start > now:
+            raise SettingsError(
+                f"start_date {history.start.isoformat()} lies in the future. Set an earlier one."
+            )
+        if history.begins_later:
+            start = _start_again(history, is_mergeable=is_mergeable)
+        elif not history.is_new and is_mergeable:
+            start = max(history.start, start - timedelta(seconds=config.lookback_s))
     if start == EPOCH:
         first_at = reader.fetch_first_instant()
         if first_at is None:
             return None
         logger.info("events: the project's first event is of %s", first_at.isoformat())
         start = first_at
-    return Window(start, end) if start < end else None
+    return Window(start, end) if end and start < end else None
+
+
+def _start_again(history: _History, *, is_mergeable: bool) -> datetime:
+    """Reads everything from an earlier start_date on, where the load sorts out what is there already."""
+    if not is_mergeable:
+        raise SettingsError(
+            "start_date was moved back, and write_mode append would double what is loaded. Load the earlier "
+            "events once with start_date and end_date, and set start_date as it was."
+        )
+    logger.warning("events: start_date was moved back; reading again from there.")
+    return history.start
 
 
 def _fetch_late(
-    reader: Reader, window: Window, config: EventsSettings, now: datetime, *, earliest: datetime
+    reader: Reader, window: Window, config: EventsSettings, now: datetime, history: _History
 ) -> LateArrivals | None:
-    """Looks for late events when it is time to; remembers, with the load, when it looked."""
-    state = dlt.current.resource_state()
-    looked_at = datetime.fromisoformat(state[LOOKED_AT]) if LOOKED_AT in state else None
-    if looked_at is not None and now - looked_at < timedelta(seconds=config.late_arrival_every_s):
+    """Looks for late events when it is time to; None when it is not."""
+    if history.is_new or history.begins_later:
+        return None  # this sync reads everything
+    looked_at = history.looked_at
+    if looked_at and now - looked_at < timedelta(seconds=config.late_arrival_every_s):
         return None
-    state[LOOKED_AT] = now.isoformat()
-    before = Window(max(earliest, window.start - timedelta(days=config.late_arrival_days)), window.start)
-    if looked_at is None or before.start >= before.end:
-        return None  # the first sync has read everything
-    since = looked_at - ARRIVAL_OVERLAP
-    counts = reader.fetch_arrival_counts(before, since=since)
+    before = Window(
+        min(window.start, max(history.start, window.start - timedelta(days=config.late_arrival_days))),
+        window.start,
+    )
+    # An event that was visible before lag and lookback had passed was read by an ordinary sync.
+    by_s = max(0, int(config.lag_s + config.lookback_s - VISIBILITY_S))
+    late = Late((looked_at or before.start) - ARRIVAL_OVERLAP, by_s)
+    counts = reader.fetch_arrival_counts(before, late) if before.start < before.end else {}
     rows = sum(counts.values())
-    logger.info("events: %d arrived late since %s, on %d days", rows, since.isoformat(), len(counts))
+    logger.info("events: %d arrived late since %s, on %d days", rows, late.since.isoformat(), len(counts))
     if rows > MAX_LATE_ROWS:
         return LateArrivals(before, days=tuple(clip(day, before) for day in windows_of_days(counts)))
-    pages = reader.iter_pages(reader.plan_arrivals(before, since=since, rows=rows)) if rows else ()
+    pages = reader.iter_pages(reader.plan_arrivals(before, late, rows=rows)) if rows else ()
     return LateArrivals(before, rows=tuple(pages))
 
 

@@ -15,14 +15,24 @@ from dataclasses import dataclass
 from datetime import date, datetime
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from posthog_source.arrow import Answer, drop_duplicates, last_row, parse_instant, read_answer, to_table
+from posthog_source.arrow import (
+    Answer,
+    drop_copies,
+    last_row,
+    parse_instant,
+    read_answer,
+    replace_nul,
+    to_table,
+)
 from posthog_source.catalog import Column, HogqlTable, LabelField
 from posthog_source.client import Client
 from posthog_source.config import MAX_PAGE_ROWS
 from posthog_source.errors import (
     MissingRowsError,
     QueryRefusedError,
+    SettingsError,
     StuckCursorError,
     TooHeavyError,
     UnexpectedAnswerError,
@@ -30,6 +40,7 @@ from posthog_source.errors import (
 from posthog_source.prefetch import ordered_prefetch
 from posthog_source.query import (
     Cell,
+    Late,
     Query,
     build_arrival_counts,
     build_count,
@@ -60,6 +71,9 @@ TRUSTED_SHARE = 0.75
 """A page shorter than asked ends its slice when this share of the expected rows has come; else PostHog
 may have lowered the LIMIT in silence, and is asked for more."""
 
+MAX_ROWS_COMPARED = 1_000_000
+"""Rows among which copies are looked for, at about 100 bytes each; a larger load is taken to have some."""
+
 logger = logging.getLogger("posthog_source")
 
 
@@ -71,13 +85,13 @@ class Plan:
         source: HogQL table.
         window: Its bounds in time, if the table has any.
         slices: In order; together all rows.
-        arrived_since: Only rows that PostHog received then or later, if set.
+        late: Only rows that arrived late, if set.
     """
 
     source: str
     window: Window | None
     slices: tuple[Slice, ...]
-    arrived_since: datetime | None = None
+    late: Late | None = None
 
     @property
     def rows(self) -> int:
@@ -92,11 +106,6 @@ class Page:
     rows: pa.Table
     limit: int
 
-    @property
-    def is_full(self) -> bool:
-        """More may follow."""
-        return bool(self.rows.num_rows >= self.limit)
-
 
 class Reader:
     """Reads one HogQL table of one project.
@@ -109,9 +118,6 @@ class Reader:
         look_ahead: Slices in flight.
         may_repeat: Whether rows may be handed on twice when a part is read again because rows were
             missing: only where the load sorts out copies.
-
-    Attributes:
-        has_repeated: Whether a row may have been handed on twice by now.
     """
 
     def __init__(
@@ -126,7 +132,9 @@ class Reader:
     ) -> None:
         self.table = table
         self.page_rows = page_rows
-        self.has_repeated = False
+        self._has_repeated = False
+        self._seen: list[pa.Array] = []
+        self._rows = 0
         self._client = client
         self._project_id = project_id
         self._look_ahead = look_ahead
@@ -134,30 +142,44 @@ class Reader:
         self._absent: frozenset[str] | None = None
         self._probing = threading.Lock()
 
+    @property
+    def has_copies(self) -> bool:
+        """Whether two rows of one key may have been handed on by now: the load has to sort them out."""
+        if self._has_repeated or self._rows > MAX_ROWS_COMPARED:
+            return True
+        seen = self._seen_so_far()
+        return bool(pc.count_distinct(seen).as_py() < len(seen))
+
     def fetch_first_instant(self) -> datetime | None:
         """The time of the table's first row; None when it has no rows."""
-        ((row_count, first_at),) = self._cells(build_first_instant(self.table, self.table.sources[0]))
+        try:
+            ((row_count, first_at),) = self._cells(build_first_instant(self.table, self.table.sources[0]))
+        except TooHeavyError as error:
+            raise SettingsError(
+                f"{self.table.name}: PostHog cannot find the first one in time. Set start_date under "
+                "[sources.posthog]."
+            ) from error
         return parse_instant(first_at) if int(row_count or 0) and first_at else None
 
     def fetch_plans(self, window: Window | None) -> list[Plan]:
         """Counts the rows and cuts them into slices: one request for a table or window of one page."""
         return [plan for source in self.table.sources for plan in self._fetch_plans(source, window)]
 
-    def fetch_arrival_counts(self, window: Window, *, since: datetime) -> dict[date, int]:
-        """Rows of a window that PostHog received at `since` or later, by UTC day."""
-        query = build_arrival_counts(self.table, self.table.sources[0], window=window, arrived_since=since)
+    def fetch_arrival_counts(self, window: Window, late: Late) -> dict[date, int]:
+        """Rows of a window that arrived late, by UTC day."""
+        query = build_arrival_counts(self.table, self.table.sources[0], window=window, late=late)
         try:
             return {date.fromisoformat(day or ""): int(rows or 0) for day, rows in self._cells(query)}
         except TooHeavyError:
             halves = halve_window(window)
             if len(halves) < 2:
                 raise
-            first, second = (self.fetch_arrival_counts(half, since=since) for half in halves)
+            first, second = (self.fetch_arrival_counts(half, late) for half in halves)
             return first | second
 
-    def plan_arrivals(self, window: Window, *, since: datetime, rows: int) -> Plan:
+    def plan_arrivals(self, window: Window, late: Late, *, rows: int) -> Plan:
         """Reads the rows that `fetch_arrival_counts` counted, and no others of the window."""
-        return Plan(self.table.sources[0], window, (Slice(parts=(Part((), rows, None),)),), since)
+        return Plan(self.table.sources[0], window, (Slice(parts=(Part((), rows, None),)),), late)
 
     def iter_pages(self, plan: Plan) -> Iterator[pa.Table]:
         """Pages of all rows of a plan, at least once each, in slice order.
@@ -175,11 +197,33 @@ class Reader:
             group.append(slice_)
             for page in self._iter_slice(plan, slice_, first):
                 received += page.num_rows
-                yield drop_duplicates(page, self.table)
+                yield self._finish(page)
             if slice_.closes:
                 if received < sum(member.rows for member in group):
                     yield from self._iter_again(plan, enclose(group), received)
                 group, received = [], 0
+
+    def _finish(self, page: pa.Table) -> pa.Table:
+        """What is handed on of a page: no NUL, and no copies.
+
+        Copies of an event may also lie on two pages: sent again under another name or at another time.
+        Where the load cannot sort them out, they are dropped here; else they are only noticed.
+        """
+        key = self.table.primary_key[1:]
+        page = drop_copies(replace_nul(page, self.table), key)
+        if set(self.table.page_key) <= set(key):
+            return page
+        if not self._may_repeat:
+            page = page.filter(pc.invert(pc.is_in(page.column(key[-1]), value_set=self._seen_so_far())))
+        self._rows += page.num_rows
+        if not self._may_repeat or self._rows <= MAX_ROWS_COMPARED:
+            self._seen.extend(page.column(key[-1]).chunks)
+        else:
+            self._seen.clear()
+        return page
+
+    def _seen_so_far(self) -> pa.Array:
+        return pa.concat_arrays(self._seen) if self._seen else pa.array([], pa.string())
 
     def _fetch_plans(self, source: str, window: Window | None) -> list[Plan]:
         try:
@@ -241,16 +285,25 @@ class Reader:
     def _iter_slice(self, plan: Plan, slice_: Slice, first: Page | TooHeavyError) -> Iterator[pa.Table]:
         """All pages of a slice, in halves where PostHog finds it too heavy."""
         if not isinstance(first, TooHeavyError):
-            yield from self._iter_rest(plan, slice_, first, trusted_rows=slice_.rows * TRUSTED_SHARE)
+            yield from self._iter_rest(plan, slice_, first, trusted_rows=self._trusted_rows(plan, slice_))
             return
         halves = halve(slice_)
         logger.warning("%s: %d rows are asked for in smaller parts. %s", self.table.name, slice_.rows, first)
         if len(halves) == 1:
             page = self._fetch_lighter_page(plan, slice_, None, self.page_rows // 2)
-            yield from self._iter_rest(plan, slice_, page, trusted_rows=slice_.rows * TRUSTED_SHARE)
+            yield from self._iter_rest(plan, slice_, page, trusted_rows=self._trusted_rows(plan, slice_))
             return
         for half in halves:
             yield from self._iter_slice(plan, half, self._try_first_page(plan, half))
+
+    def _trusted_rows(self, plan: Plan, slice_: Slice) -> float:
+        """From how many rows on a short page is taken for a slice's last.
+
+        Where a part cannot be read again later, its rows are counted first.
+        """
+        if self._may_repeat:
+            return slice_.rows * TRUSTED_SHARE
+        return self._fetch_count(build_count(self.table, plan.source, slice_, window=plan.window))
 
     def _iter_rest(self, plan: Plan, slice_: Slice, page: Page, *, trusted_rows: float) -> Iterator[pa.Table]:
         """A slice's first page and all that follow it."""
@@ -258,13 +311,12 @@ class Reader:
         while page.rows.num_rows:
             yield page.rows
             seen += page.rows.num_rows
-            if not page.is_full and seen >= trusted_rows:
+            is_full = page.rows.num_rows >= min(page.limit, self.page_rows)
+            if not is_full and seen >= trusted_rows:
                 return
-            # Copies of one row that differ in time may now lie on different pages.
-            self.has_repeated |= not set(self.table.identity) <= set(self.table.page_key)
             cursor = last_row(page.rows, self.table.page_key)
             following = self._fetch_lighter_page(plan, slice_, cursor, min(page.limit, self.page_rows))
-            if not page.is_full and following.rows.num_rows == page.rows.num_rows:
+            if not is_full and following.rows.num_rows == page.rows.num_rows:
                 self._learn_cap(page.rows.num_rows)
             page = following
 
@@ -290,12 +342,12 @@ class Reader:
                 "Run again, or set write_mode to window."
             )
         logger.warning("%s; reading that part again.", what)
-        self.has_repeated = True
+        self._has_repeated = True
         received = 0
         first = self._fetch_lighter_page(plan, whole, None, self.page_rows)
         for page in self._iter_rest(plan, whole, first, trusted_rows=float("inf")):
             received += page.num_rows
-            yield page
+            yield self._finish(page)
         if received < self._fetch_distinct(plan, whole):
             raise MissingRowsError(f"{what}, twice. Nothing of this run is loaded; run again later.")
 
@@ -320,7 +372,7 @@ class Reader:
             window=plan.window,
             after=after,
             limit=limit,
-            arrived_since=plan.arrived_since,
+            late=plan.late,
         )
         try:
             answer = self._answer(query)
@@ -367,7 +419,7 @@ class Reader:
                 plan.source,
                 slice_,
                 window=plan.window,
-                arrived_since=plan.arrived_since,
+                late=plan.late,
             )
         )
 

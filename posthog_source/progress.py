@@ -1,6 +1,6 @@
 """dlt's progress, drawn with rich: a bar for each table whose total is known.
 
-Not here: totals (`resources` announces them).
+Not here: totals (`destination` announces them).
 """
 
 from __future__ import annotations

@@ -23,6 +23,15 @@ MAX_DAYS = 10_000
 MICROSECOND = timedelta(microseconds=1)
 DAY = timedelta(days=1)
 
+
+@dataclass(frozen=True)
+class Late:
+    """Rows that PostHog received at `since` or later, and at least `by_s` seconds after they happened."""
+
+    since: datetime
+    by_s: int
+
+
 Cell = datetime | str | int
 """A value of a page key, as read back from a row."""
 
@@ -50,16 +59,16 @@ def build_page(
     window: Window | None,
     after: Sequence[Cell] | None,
     limit: int,
-    arrived_since: datetime | None = None,
+    late: Late | None = None,
 ) -> Query:
     """The next `limit` rows of a slice in page-key order, after the row whose page key is `after`.
 
-    With `arrived_since`, only rows that PostHog received then or later. Columns arrive in the table's
-    order less `project_id`, every cell as text or null.
+    With `late`, only rows that arrived late. Columns arrive in the table's order less `project_id`, every
+    cell as text or null.
     """
     builder = _Builder(f"posthog_source {table.name}")
     keys = [table.column(name) for name in table.page_key]
-    conditions = builder.in_slice(table, slice_, window, arrived_since)
+    conditions = builder.in_slice(table, slice_, window, late)
     if after is not None:
         conditions += builder.after_row(keys, after)
     order = ", ".join(_name(key.source) for key in keys)
@@ -82,14 +91,14 @@ def build_count_distinct(
     slice_: Slice,
     *,
     window: Window | None,
-    arrived_since: datetime | None = None,
+    late: Late | None = None,
 ) -> Query:
     """One row, one cell: different page keys in a slice.
 
     Fewer than its rows where a ClickHouse table still holds duplicates that it will merge one day.
     """
     builder = _Builder(f"posthog_source {table.name} recount")
-    where = _where(builder.in_slice(table, slice_, window, arrived_since))
+    where = _where(builder.in_slice(table, slice_, window, late))
     key = ", ".join(_name(table.column(name).source) for name in table.page_key)
     return builder.query(
         f"SELECT toString(uniqExact(tuple({key}))) AS row_count FROM {source}{where} LIMIT 1"
@@ -116,11 +125,11 @@ def build_label_counts(
     )
 
 
-def build_arrival_counts(table: HogqlTable, source: str, *, window: Window, arrived_since: datetime) -> Query:
-    """Rows of a window that PostHog received at `arrived_since` or later, by UTC day: day, rows."""
+def build_arrival_counts(table: HogqlTable, source: str, *, window: Window, late: Late) -> Query:
+    """Rows of a window that arrived late, by UTC day: day, rows."""
     builder = _Builder(f"posthog_source {table.name} late")
     day = f"toDate({_name(table.column(table.time_column or '').source)})"
-    where = _where(builder.in_slice(table, Slice(), window, arrived_since))
+    where = _where(builder.in_slice(table, Slice(), window, late))
     return builder.query(
         f"SELECT toString({day}) AS arrival_day, toString(count()) AS row_count FROM {source}{where} "
         f"GROUP BY {day} ORDER BY {day} LIMIT {MAX_DAYS}"
@@ -194,16 +203,18 @@ class _Builder:
         table: HogqlTable,
         slice_: Slice,
         window: Window | None,
-        arrived_since: datetime | None = None,
+        late: Late | None = None,
     ) -> list[str]:
         conditions = []
         if window is not None:
             time_field = _name(table.column(table.time_column or "").source)
             conditions.append(f"{time_field} >= {utc(window.start)}")
             conditions.append(f"{time_field} <= {utc(window.end - MICROSECOND)}")
-        if arrived_since is not None:
-            arrival_field = _name(table.column(table.arrival_column or "").source)
-            conditions.append(f"{arrival_field} >= {utc(arrived_since)}")
+        if late is not None:
+            happened = _name(table.column(table.time_column or "").source)
+            arrived = _name(table.column(table.arrival_column or "").source)
+            conditions.append(f"{arrived} >= {utc(late.since)}")
+            conditions.append(f"dateDiff('second', {happened}, {arrived}) >= {late.by_s}")
         if slice_.lower is not None:
             conditions.append(self.beyond(_ranges(table.sort_key, slice_.lower), is_inclusive=True))
         if slice_.upper is not None:

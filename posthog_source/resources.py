@@ -24,7 +24,7 @@ from posthog_source.catalog import (
 )
 from posthog_source.client import Client
 from posthog_source.config import EventsSettings, Settings, TableSettings
-from posthog_source.destination import Target, build_resource
+from posthog_source.destination import Target, build_resource, claim_state
 from posthog_source.events import EPOCH, build_events
 from posthog_source.pagination import Reader
 from posthog_source.rest import fetch_all, iter_changed
@@ -76,6 +76,7 @@ def _changes(client: Client, settings: Settings, table: RestTable) -> DltResourc
         ),
     ) -> Iterator[Any]:
         target = Target.current()
+        claim_state(settings)
         since = cursor.start_value or EPOCH
         cursor.advance(since)  # PostHog applies the range; dlt is not to filter again
         is_first = since == EPOCH or not target.can_merge

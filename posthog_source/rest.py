@@ -16,7 +16,7 @@ import pyarrow as pa
 from posthog_source.arrow import items_to_table, parse_instant
 from posthog_source.catalog import RestTable
 from posthog_source.client import Client
-from posthog_source.errors import MissingRowsError, UnreadableAnswerError
+from posthog_source.errors import MissingRowsError, UnexpectedAnswerError, UnreadableAnswerError
 
 LIST_ATTEMPTS = 3
 MICROSECOND = timedelta(microseconds=1)
@@ -37,7 +37,7 @@ def fetch_all(client: Client, table: RestTable, *, project_id: int) -> pa.Table:
         items: dict[object, Item] = {}
         count = 0
         for page in client.list(table.path, params, rate=table.rate_class):
-            items |= {item["id"]: item for item in _results(page, table)}
+            items |= {_id(item, table): item for item in _results(page, table)}
             count = _int(page.get("count"))
         if len(items) >= count:
             return items_to_table(list(items.values()), table, project_id=project_id)
@@ -55,7 +55,7 @@ def iter_changed(
 
     An item edited meanwhile moves to the end and comes again; the newest version is the last to come.
     """
-    seen: dict[object, object] = {}
+    seen: dict[object, datetime] = {}
     limit = table.page_rows
     while True:
         params = {**table.params, "limit": str(limit)}
@@ -63,18 +63,17 @@ def iter_changed(
             # Exclusive, so a microsecond earlier takes the edge again (rest_api.md 4.4).
             params[table.cursor_param] = (since - MICROSECOND).astimezone(UTC).isoformat()
         page = client.get(table.path, params, rate=table.rate_class)
-        items = _results(page, table)
-        fresh = [item for item in items if seen.get(item["id"]) != item[table.cursor or ""]]
-        if not fresh and not page.get("next"):
+        items = {_id(item, table): item for item in _results(page, table)}
+        fresh = [item for key, item in items.items() if seen.get(key) != _instant(item, table)]
+        if fresh:
+            seen |= {key: _instant(item, table) for key, item in items.items()}
+            since = max(seen.values())
+            seen = {key: at for key, at in seen.items() if at == since}  # what the next page repeats
+            yield items_to_table(fresh, table, project_id=project_id), since
+        if not page.get("next"):
             return
         if not fresh:
             limit *= 2  # more items share one instant than fit a page
-            continue
-        seen = {item["id"]: item[table.cursor or ""] for item in items}
-        since = max(parse_instant(str(item[table.cursor or ""])) for item in items)
-        yield items_to_table(fresh, table, project_id=project_id), since
-        if not page.get("next"):
-            return
 
 
 def _results(page: Item, table: RestTable) -> list[Item]:
@@ -82,6 +81,23 @@ def _results(page: Item, table: RestTable) -> list[Item]:
     if not isinstance(items, list):
         raise UnreadableAnswerError(f"PostHog answered {table.path} without a list of results.")
     return items
+
+
+def _id(item: Item, table: RestTable) -> object:
+    if "id" not in item:
+        raise UnexpectedAnswerError(f"{table.name}: PostHog lists an item without an id.")
+    return item["id"]
+
+
+def _instant(item: Item, table: RestTable) -> datetime:
+    """An item's cursor; one that was never edited sorts first."""
+    text = item.get(table.cursor or "")
+    try:
+        return parse_instant(text) if isinstance(text, str) else datetime.min.replace(tzinfo=UTC)
+    except ValueError:
+        raise UnexpectedAnswerError(
+            f"{table.name}.{table.cursor}: PostHog answered a value that is no timestamp."
+        ) from None
 
 
 def _int(value: object) -> int:

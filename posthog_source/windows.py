@@ -12,6 +12,7 @@ Not here: HogQL (`query`), asking (`pagination`).
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
@@ -147,10 +148,13 @@ def split(whole: Slice, *, page_rows: int) -> list[Slice]:
     if pieces <= 1:
         return [whole]
     slack = max(0, page_rows - target) / 2
-    slices = [whole]
+    slices: list[Slice] = []
+    lower, parts = whole.lower, deque(whole.parts)
     for cut in _cuts(whole.parts, pieces=pieces, slack=slack):
-        slices[-1:] = _cut(slices[-1], cut)
-    return slices
+        before = tuple(_take_before(parts, cut))
+        slices.append(Slice(lower, cut, before, closes=cut.at is None))
+        lower = cut
+    return [*slices, Slice(lower, whole.upper, tuple(parts), whole.closes)]
 
 
 def halve(whole: Slice) -> list[Slice]:
@@ -217,21 +221,12 @@ def _place(part: Part, row: float, first: int, last: int, slack: float) -> tuple
     return last, None
 
 
-def _cut(whole: Slice, cut: Bound) -> tuple[Slice, Slice]:
-    """The slice before the place, and the one from it on."""
-    left: list[Part] = []
-    right: list[Part] = []
-    for part in whole.parts:
-        if part.label < cut.label:
-            left.append(part)
-        elif part.label > cut.label or cut.at is None:
-            right.append(part)
-        elif part.axis is not None:
-            share = (cut.at - part.axis.start) / (part.axis.end - part.axis.start)
-            rows = round(part.rows * share)
-            left.append(replace(part, rows=rows, axis=Axis(part.axis.start, cut.at)))
-            right.append(replace(part, rows=part.rows - rows, axis=Axis(cut.at, part.axis.end)))
-    return (
-        Slice(whole.lower, cut, tuple(left), closes=cut.at is None),
-        Slice(cut, whole.upper, tuple(right), closes=whole.closes),
-    )
+def _take_before(parts: deque[Part], cut: Bound) -> Iterator[Part]:
+    """Takes from the left what lies before the place; a part across it is cut in two."""
+    while parts and parts[0].label < cut.label:
+        yield parts.popleft()
+    if cut.at is not None and parts and parts[0].axis is not None:
+        part, axis = parts[0], parts[0].axis
+        rows = round(part.rows * (cut.at - axis.start) / (axis.end - axis.start))
+        parts[0] = replace(part, rows=part.rows - rows, axis=Axis(cut.at, axis.end))
+        yield replace(part, rows=rows, axis=Axis(axis.start, cut.at))

@@ -99,6 +99,11 @@ class Project:
     token: str
     api_key: str = field(repr=False)
 
+    @property
+    def credentials(self) -> dict[str, Any]:
+        """What the connector needs to know."""
+        return {"project_id": self.id, "api_key": self.api_key, "host": self.server.url}
+
     def get(self, path: str = "", *, key: str | None = None, **params: Any) -> httpx.Response:
         """GET something under this project."""
         return self.server.http.get(
@@ -232,14 +237,13 @@ class Warehouse:
 
     def sync(self, project: Project, *tables: str, **settings: Any) -> LoadInfo:
         """One sync of a project, of some tables or all."""
-        given = {"project_id": project.id, "api_key": project.api_key, "host": project.server.url}
-        source = posthog_source(**given | settings)
+        source = posthog_source(**project.credentials | settings)
         return self.pipeline.run(source.with_resources(*tables) if tables else source)
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """Ask DuckDB; tables need no schema name."""
         with self.pipeline.sql_client() as client:
-            return list(client.execute_sql(sql) or [])
+            return [tuple(row) for row in client.execute_sql(sql) or []]
 
     def counts(self) -> dict[str, int]:
         """Rows by table of the catalogue, for those that are there."""
@@ -257,8 +261,7 @@ class Warehouse:
 
 def client_of(project: Project, time: FakeTime, **settings: Any) -> Client:
     """The connector's client for a project; close it."""
-    given = {"project_id": project.id, "api_key": project.api_key, "host": project.server.url}
-    return Client(build_settings(**given | settings), clock=time.clock, sleep=time.sleep)
+    return Client(build_settings(**project.credentials | settings), clock=time.clock, sleep=time.sleep)
 
 
 def reader_of(
@@ -297,6 +300,29 @@ def add_events(project: Project, count: int = 1, **columns: Any) -> list[str]:
             data[name] = pa.array(data[name], pa.timestamp("us", "UTC"))
     assert project.rows("events", **data) == count
     return list(data["uuid"])
+
+
+def run_program(
+    *command: str, cwd: Path, project: Project | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run Python as a person would, in a folder of its own, with a project's settings in the environment."""
+    given = {"DLT_DATA_DIR": str(cwd / "dlt"), "PYTHONPATH": str(ROOT), "RUNTIME__DLTHUB_TELEMETRY": "false"}
+    if project is not None:
+        given |= {
+            "SOURCES__POSTHOG__PROJECT_ID": str(project.id),
+            "SOURCES__POSTHOG__API_KEY": project.api_key,
+            "SOURCES__POSTHOG__HOST": project.server.url,
+        }
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SOURCES__")}
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=cwd,
+        env=kept | given | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 def bearer(key: str) -> dict[str, str]:

@@ -1,0 +1,426 @@
+"""What the socket does about every failure, in no time: the clock is ours."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import pytest
+
+from posthog_source.arrow import read_answer
+from posthog_source.catalog import EVENTS, Table
+from posthog_source.catalog import TABLES as CATALOGUE
+from posthog_source.client import Client
+from posthog_source.errors import (
+    AccessDeniedError,
+    ApiError,
+    AuthenticationError,
+    ConnectionFailedError,
+    DeadlineError,
+    NotFoundError,
+    PosthogSourceError,
+    QueryRefusedError,
+    QuotaSpentError,
+    RedirectedError,
+    ServerError,
+    StaleAnswerError,
+    StuckCursorError,
+    TooHeavyError,
+    UnreadableAnswerError,
+)
+from posthog_source.query import Query
+from tests.conftest import FakeTime, Project, Server, Warehouse, client_of
+
+ONE = Query("SELECT toString(1) AS one LIMIT 1", {}, "one")
+
+REFUSALS: dict[int, type[ApiError]] = {
+    400: QueryRefusedError,
+    401: AuthenticationError,
+    402: QuotaSpentError,
+    403: AccessDeniedError,
+    404: NotFoundError,
+    418: QueryRefusedError,
+    301: RedirectedError,
+    307: RedirectedError,
+    504: TooHeavyError,
+    512: TooHeavyError,
+    513: TooHeavyError,
+}
+"""Asking again would change nothing."""
+
+PASSING: dict[str, tuple[dict[str, Any], type[PosthogSourceError]]] = {
+    "500": ({"status": 500}, ServerError),
+    "502 from a proxy": ({"status": 502, "body": "<html>Bad gateway</html>"}, ServerError),
+    "503": ({"status": 503}, ServerError),
+    "reset": ({"kind": "reset"}, ConnectionFailedError),
+    "cut": ({"kind": "cut", "after_bytes": 30}, ConnectionFailedError),
+    "html": ({"kind": "not_json"}, UnreadableAnswerError),
+    "empty": ({"status": 200, "body": ""}, UnreadableAnswerError),
+    "null": ({"status": 200, "body": "null"}, UnreadableAnswerError),
+    "half": ({"status": 200, "body": '{"results": [["1"'}, UnreadableAnswerError),
+    "other": ({"status": 200, "body": {"detail": "ok"}}, UnreadableAnswerError),
+    "error inside": ({"status": 200, "body": {"error": "timeout"}}, UnreadableAnswerError),
+    "no gzip": (
+        {"status": 200, "headers": {"Content-Encoding": "gzip"}, "body": "plain"},
+        UnreadableAnswerError,
+    ),
+    "stale": ({"kind": "stale"}, StaleAnswerError),
+}
+"""Asking again helps."""
+
+
+@pytest.fixture
+def client(project: Project, fake_time: FakeTime) -> Iterator[Client]:
+    with client_of(project, fake_time, max_attempts=4) as client:
+        yield client
+
+
+def ask(client: Client) -> list[tuple[str | None, ...]]:
+    return client.query(ONE, read_answer).cells()
+
+
+@pytest.mark.parametrize("status", REFUSALS)
+def test_a_refusal_stands_at_once(project: Project, client: Client, fake_time: FakeTime, status: int) -> None:
+    project.faults("query", {"status": status, "times": 9})
+
+    with pytest.raises(REFUSALS[status], match=rf"PostHog answered {status} to POST .*query/ \(one\): ") as e:
+        ask(client)
+
+    assert e.value.status == status
+    assert "\n" not in str(e.value)
+    assert len(project.requests()) == 1
+    assert fake_time.slept_s == []
+
+
+def test_a_query_that_reads_too_much_is_too_heavy_though_it_is_a_400(
+    project: Project, client: Client
+) -> None:
+    project.faults("query", {"status": 400, "body": {"code": "too_many_bytes", "detail": "x"}})
+
+    with pytest.raises(TooHeavyError):
+        ask(client)
+
+
+def test_a_missing_scope_is_named(server: Server, project: Project, fake_time: FakeTime) -> None:
+    key = server.key(["insight:read"], [project.id])
+    with (
+        client_of(project, fake_time, api_key=key) as client,
+        pytest.raises(AccessDeniedError, match="'cohort:read'"),
+    ):
+        client.get("cohorts/")
+
+
+def test_a_redirect_is_not_followed_but_told(project: Project, client: Client) -> None:
+    project.faults("query", {"status": 308, "headers": {"Location": f"{project.server.url}/elsewhere"}})
+
+    with pytest.raises(RedirectedError, match=f"{project.server.url}/elsewhere"):
+        ask(client)
+
+    assert len(project.requests()) == 1
+
+
+@pytest.mark.parametrize("case", PASSING)
+def test_a_passing_fault_is_asked_again_and_forgotten(
+    project: Project, client: Client, fake_time: FakeTime, case: str
+) -> None:
+    fault, _ = PASSING[case]
+    project.faults("query", fault)
+
+    assert ask(client) == [("1",)]
+    assert len(project.requests()) == 2
+    assert len(fake_time.slept_s) == 1
+
+
+@pytest.mark.parametrize("case", PASSING)
+def test_a_fault_that_stays_is_told_after_a_bounded_number_of_tries(
+    project: Project, client: Client, fake_time: FakeTime, case: str
+) -> None:
+    fault, kind = PASSING[case]
+    project.faults("query", {**fault, "times": 99})
+
+    with pytest.raises(kind) as failure:
+        ask(client)
+
+    assert "\n" not in str(failure.value)
+    assert len(project.requests()) == 4
+    assert len(fake_time.slept_s) == 3
+
+
+def test_of_several_faults_the_last_is_told(project: Project, client: Client) -> None:
+    project.faults("query", {"status": 500}, {"kind": "reset"}, {"kind": "not_json"}, {"status": 503})
+
+    with pytest.raises(ServerError) as failure:
+        ask(client)
+
+    assert failure.value.status == 503
+
+
+def test_waits_between_tries_vary_and_are_bounded(project: Project, fake_time: FakeTime) -> None:
+    project.faults("query", {"status": 502, "times": 30})
+    with client_of(project, fake_time, max_attempts=30) as client, pytest.raises(ServerError):
+        ask(client)
+
+    assert len(set(fake_time.slept_s)) > 20
+    assert max(fake_time.slept_s) <= 30
+    assert max(fake_time.slept_s[-10:]) > max(fake_time.slept_s[:2])
+
+
+def test_an_answer_slower_than_the_time_out_is_asked_for_again(project: Project, fake_time: FakeTime) -> None:
+    project.faults("query", {"kind": "drip", "seconds": 20})
+    with client_of(project, fake_time, query_timeout_s=0.3) as client:
+        assert ask(client) == [("1",)]
+
+    assert len(project.requests()) == 2
+
+
+def test_an_answer_that_comes_slowly_is_awaited(project: Project, client: Client) -> None:
+    project.faults("query", {"kind": "drip", "seconds": 0.3})
+
+    assert ask(client) == [("1",)]
+    assert len(project.requests()) == 1
+
+
+def test_a_host_where_nobody_listens_is_told_with_what_to_check(
+    project: Project, fake_time: FakeTime
+) -> None:
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        host = f"http://127.0.0.1:{reserved.getsockname()[1]}"
+        with (
+            client_of(project, fake_time, host=host, max_attempts=3) as client,
+            pytest.raises(ConnectionFailedError, match=rf"{host}: .*refused.*Check host and network"),
+        ):
+            ask(client)
+
+    assert len(fake_time.slept_s) == 2
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_wait_in_seconds_is_kept_to_the_second(
+    project: Project, client: Client, fake_time: FakeTime, status: int
+) -> None:
+    project.faults("query", {"status": status, "headers": {"Retry-After": "77"}})
+
+    assert ask(client) == [("1",)]
+    assert fake_time.slept_s == [77.0]
+
+
+def test_a_wait_until_a_date_is_kept(project: Project, client: Client, fake_time: FakeTime) -> None:
+    at = datetime.now(UTC) + timedelta(seconds=120)
+    header = format_datetime(at, usegmt=True)
+    project.faults("query", {"status": 429, "headers": {"Retry-After": header}})
+
+    assert ask(client) == [("1",)]
+    assert 110 < sum(fake_time.slept_s) <= 120
+
+
+def test_a_429_that_names_no_wait_is_met_with_growing_ones(project: Project, fake_time: FakeTime) -> None:
+    project.faults("query", {"status": 429, "times": 6})
+    with client_of(project, fake_time, max_attempts=2) as client:
+        assert ask(client) == [("1",)]
+
+    assert fake_time.slept_s == [30, 60, 120, 240, 300, 300]
+
+
+def test_waits_that_posthog_asks_for_do_not_use_up_tries(project: Project, fake_time: FakeTime) -> None:
+    busy = {"status": 429, "headers": {"Retry-After": "1"}, "times": 12}
+    project.faults("query", busy, {"status": 500}, {**busy, "times": 5})
+    with client_of(project, fake_time, max_attempts=2) as client:
+        assert ask(client) == [("1",)]
+
+
+@pytest.mark.parametrize(
+    ("headers", "slept_s"), [({"Retry-After": "3600"}, []), ({"Retry-After": "40"}, [40, 40]), ({}, [30, 60])]
+)
+def test_a_wait_beyond_the_deadline_is_an_error_that_says_so(
+    project: Project, fake_time: FakeTime, headers: dict[str, str], slept_s: list[float]
+) -> None:
+    project.faults("query", {"status": 429, "headers": headers, "times": 99})
+    with (
+        client_of(project, fake_time, wait_deadline_s=100) as client,
+        pytest.raises(DeadlineError, match="wait_deadline_s = 100") as failure,
+    ):
+        ask(client)
+
+    assert "\n" not in str(failure.value)
+    assert fake_time.slept_s == slept_s
+
+
+@dataclass
+class Meanwhile(FakeTime):
+    """While the first sleeper sleeps, another thread does something."""
+
+    do: Any = None
+    slept_meanwhile_s: list[float] = field(default_factory=list)
+
+    def sleep(self, seconds: float) -> None:
+        if self.do is None:
+            self.slept_meanwhile_s.append(seconds)
+        else:
+            do, self.do = self.do, None
+            thread = threading.Thread(target=do)
+            thread.start()
+            thread.join(timeout=20)
+        super().sleep(seconds)
+
+
+def test_a_429_holds_all_threads(project: Project) -> None:
+    time = Meanwhile()
+    others: list[object] = []
+    project.faults("query", {"status": 429, "headers": {"Retry-After": "50"}})
+    with client_of(project, time) as client:
+        time.do = lambda: others.append(ask(client))
+        ask(client)
+
+    assert others == [[("1",)]]
+    assert time.slept_meanwhile_s[0] == 50
+
+
+def test_no_more_questions_are_open_than_look_ahead_however_many_threads_ask(
+    project: Project, fake_time: FakeTime
+) -> None:
+    project.settings(latency_s=0.05)
+    with client_of(project, fake_time, look_ahead=2) as client, ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda _: ask(client), range(12)))
+
+    assert answers == [[("1",)]] * 12
+    assert project.stats()["max_concurrent_queries"] == 2
+
+
+def test_no_more_questions_are_open_than_look_ahead_however_many_tables_are_read(
+    project: Project, warehouse: Warehouse
+) -> None:
+    project.generate(events=1_000, persons=300, days=2, properties_bytes=10)
+    project.settings(latency_s=0.02)
+
+    warehouse.sync(project, events={"page_rows": 200}, people={"page_rows": 100}, look_ahead=2)
+
+    stats = project.stats()
+    assert stats["queries"] > 20
+    assert stats["max_concurrent_queries"] == 2
+
+
+def test_a_real_limit_on_concurrent_queries_is_never_met(project: Project, warehouse: Warehouse) -> None:
+    project.generate(events=1_000, persons=300, days=2, properties_bytes=10)
+    project.settings(max_concurrent_queries=2, concurrency_wait_s=0.0, latency_s=0.02)
+
+    warehouse.sync(project, events={"page_rows": 300})
+
+    assert set(project.stats()["by_status"]) == {"200"}
+
+
+def test_questions_stay_inside_the_limits_of_a_minute_and_an_hour(
+    project: Project, fake_time: FakeTime
+) -> None:
+    sent_at = []
+    with client_of(project, fake_time, queries_per_minute=5, queries_per_hour=12) as client:
+        for _ in range(15):
+            ask(client)
+            sent_at.append(fake_time.clock())
+
+    for calls, seconds in ((5, 60), (12, 3_600)):
+        gaps = [later - at for at, later in zip(sent_at, sent_at[calls:], strict=False)]
+        assert min(gaps) >= seconds
+
+
+def test_a_list_is_followed_to_its_end(project: Project, client: Client) -> None:
+    project.control("POST", "insights", items=[{"name": f"insight {n}"} for n in range(7)])
+
+    pages = list(client.list("insights/", {"limit": "3", "order": "id"}))
+
+    assert [len(page["results"]) for page in pages] == [3, 3, 1]  # type: ignore[arg-type]
+
+
+def test_a_next_page_on_another_host_is_asked_of_our_own(project: Project, client: Client) -> None:
+    project.control("POST", "insights", items=[{"name": f"insight {n}"} for n in range(7)])
+    lure = "http://198.51.100.7:1/api/projects/1/insights/?limit=3&offset=3&order=id"
+    page = {"count": 7, "next": lure, "previous": None, "results": []}
+    project.faults("insights", {"status": 200, "body": page})
+
+    pages = list(client.list("insights/", {"limit": "3", "order": "id"}))
+
+    assert [len(page["results"]) for page in pages] == [0, 3, 1]  # type: ignore[arg-type]
+    assert len(project.requests()) == 3
+
+
+def test_a_next_page_that_is_the_page_itself_is_an_error(project: Project, client: Client) -> None:
+    again = {"results": [], "next": "https://x.example/?limit=3&order=id"}
+    project.faults("insights", {"status": 200, "body": again, "times": 99})
+
+    with pytest.raises(StuckCursorError):
+        list(client.list("insights/", {"limit": "3", "order": "id"}))
+
+    assert len(project.requests()) == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"status": 401},
+        {"status": 500},
+        {"kind": "reset"},
+        {"kind": "not_json"},
+        {"kind": "cut", "after_bytes": 9},
+    ],
+    ids=str,
+)
+def test_the_key_shows_in_no_error_no_repr_and_no_log(
+    project: Project, client: Client, caplog: pytest.LogCaptureFixture, fault: dict[str, Any]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    project.faults("query", {**fault, "times": 9})
+
+    with pytest.raises(PosthogSourceError) as failure:
+        ask(client)
+
+    seen: list[BaseException] = [failure.value]
+    while (inner := seen[-1].__cause__ or seen[-1].__context__) is not None:
+        seen.append(inner)
+    assert project.api_key not in f"{seen!r} {[str(error) for error in seen]} {client!r} {client}"
+    assert any(record.name.startswith("httpcore") for record in caplog.records)
+    assert project.api_key not in "".join(f"{r.getMessage()} {r.args} {r.exc_text}" for r in caplog.records)
+
+
+def test_every_question_carries_a_name_for_posthogs_query_log_and_an_id_of_its_own(
+    project: Project, client: Client
+) -> None:
+    for _ in range(3):
+        ask(client)
+
+    requests = project.requests()
+    assert {request["name"] for request in requests} == {"one"}
+    assert len({request["client_query_id"] for request in requests}) == 3
+
+
+def test_times_are_read_and_written_in_utc_whatever_the_projects_zone(
+    server: Server, fake_time: FakeTime
+) -> None:
+    project = server.project(timezone="Asia/Kathmandu")
+    text = "SELECT toString(toDateTime64('2026-01-01 00:00:00.000001', 6, 'UTC')) AS at LIMIT 1"
+    with client_of(project, fake_time) as client:
+        ((at,),) = client.query(Query(text, {}, "at"), read_answer).cells()
+
+    assert at is not None
+    assert at.replace("T", " ").rstrip("Z") == "2026-01-01 00:00:00.000001"
+
+
+@pytest.mark.parametrize("table", CATALOGUE, ids=lambda table: table.name)
+def test_every_table_is_refused_without_its_scope_and_the_scope_is_named(
+    server: Server, project: Project, warehouse: Warehouse, table: Table
+) -> None:
+    (scope,) = table.scopes
+    others = sorted({scope for other in CATALOGUE for scope in other.scopes} - {scope})
+    assert EVENTS in CATALOGUE
+
+    with pytest.raises(Exception, match=f"'{scope}'"):
+        warehouse.sync(project, table.name, api_key=server.key(others, [project.id]))
+
+    warehouse.sync(project, table.name, api_key=server.key([scope], [project.id]))
+    assert warehouse.counts() == {table.name: 0}
