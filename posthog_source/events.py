@@ -85,7 +85,9 @@ def build_events(client: Client, settings: Settings, config: EventsSettings) -> 
             yield from target.load(reader, [], target.disposition(write_mode, NOTHING), config.json_columns)
             return
         logger.info("events: %s to %s", window.start.isoformat(), window.end.isoformat())
-        late = _fetch_late(reader, window, config, now, history) if history and target.can_merge else None
+        late = None
+        if history and write_mode != "append":
+            late = _fetch_late(reader, window, config, now, history)
         cursor.advance(cursor.start_value or EPOCH)  # PostHog applies the range; dlt is not to filter again
         windows = [*(late.days if late else ()), window]
         yield from target.load(
