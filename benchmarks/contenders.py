@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import dlt
 import duckdb
@@ -28,11 +29,20 @@ QUERIES_FILE = "queries.json"
 """The page queries that the connector asked, recorded by the warm-up."""
 
 
-def floor(url: str, folder: Path, *, has_staging: bool = False) -> tuple[int, float]:
+class Measured(NamedTuple):
+    """Rows loaded, the seconds that took, and the peak memory in MB before the database began to load."""
+
+    rows: int
+    seconds: float
+    peak_mb_before_load: float
+
+
+def floor(url: str, folder: Path, *, has_staging: bool = False) -> Measured:
     """The same pages -> Arrow -> Parquet -> DuckDB, by hand, two requests in flight.
 
     With `has_staging`, the rows are copied once more inside DuckDB, as every merge must.
     """
+    started = time.monotonic()
     queries = json.loads((folder / QUERIES_FILE).read_text())
     parquet = str(folder / "floor.parquet")
     rows = 0
@@ -56,18 +66,19 @@ def floor(url: str, folder: Path, *, has_staging: bool = False) -> tuple[int, fl
         connection.execute(f"CREATE TABLE staging AS SELECT * FROM read_parquet('{parquet}')")
         if has_staging:
             connection.execute("CREATE TABLE events AS SELECT * FROM staging")
-    return rows, before_load_mb
+    return Measured(rows, time.monotonic() - started, before_load_mb)
 
 
-def floor_with_staging(url: str, folder: Path) -> tuple[int, float]:
+def floor_with_staging(url: str, folder: Path) -> Measured:
     """The floor of any merge."""
     return floor(url, folder, has_staging=True)
 
 
-def connector(url: str, folder: Path, *, write_mode: str = "window") -> tuple[int, float]:
-    """The connector, as a user runs it; returns rows, and peak memory before the load in MB."""
+def connector(url: str, folder: Path, *, write_mode: str = "window") -> Measured:
+    """The connector, as a user runs it."""
     os.environ["RUNTIME__DLTHUB_TELEMETRY"] = "false"
     os.environ["DATA_WRITER__FILE_MAX_BYTES"] = "268435456"
+    started = time.monotonic()
     pipeline = dlt.pipeline(
         "benchmark",
         pipelines_dir=str(folder / "pipelines"),
@@ -88,19 +99,20 @@ def connector(url: str, folder: Path, *, write_mode: str = "window") -> tuple[in
     pipeline.normalize()
     before_load_mb = peak_mb()
     pipeline.load()
+    seconds = time.monotonic() - started
     with pipeline.sql_client() as client:
         found = client.execute_sql("SELECT count(*) FROM posthog_data.events")
     for step in pipeline.last_trace.steps if pipeline.last_trace else ():
         print(f"  {step.step}: {(step.finished_at - step.started_at).total_seconds():.2f} s", file=sys.stderr)
-    return int(found[0][0]) if found else 0, before_load_mb
+    return Measured(int(found[0][0]) if found else 0, seconds, before_load_mb)
 
 
-def connector_append(url: str, folder: Path) -> tuple[int, float]:
+def connector_append(url: str, folder: Path) -> Measured:
     """The connector, only adding."""
     return connector(url, folder, write_mode="append")
 
 
-CONTENDERS: dict[str, Callable[[str, Path], tuple[int, float]]] = {
+CONTENDERS: dict[str, Callable[[str, Path], Measured]] = {
     function.__name__: function for function in (floor, floor_with_staging, connector_append, connector)
 }
 
@@ -129,8 +141,7 @@ def peak_mb() -> float:
 
 if __name__ == "__main__":
     name, url, folder = sys.argv[1:]
-    started = time.monotonic()
-    rows, before_load_mb = CONTENDERS[name](url, Path(folder))
-    measured = {"rows": rows, "seconds": time.monotonic() - started}
-    measured |= {"peak_mb": peak_mb(), "peak_mb_before_load": before_load_mb}
-    print(json.dumps({key: round(value, 3) for key, value in measured.items()}))
+    measured = CONTENDERS[name](url, Path(folder))
+    result = {"rows": measured.rows, "seconds": measured.seconds, "peak_mb": peak_mb()}
+    result["peak_mb_before_load"] = measured.peak_mb_before_load
+    print(json.dumps({key: round(value, 3) for key, value in result.items()}))

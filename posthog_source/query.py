@@ -113,7 +113,7 @@ def build_label_counts(
     labels = table.sort_key.labels
     conditions = builder.in_slice(table, Slice(), window)
     if after is not None:
-        conditions.append(builder.beyond(_ranges(table.sort_key, Bound(after)), is_inclusive=False))
+        conditions += builder.beyond(_ranges(table.sort_key, Bound(after)), is_inclusive=False)
     names = [f"label_{i}" for i in range(len(labels))]
     fields = [_label_expression(label) for label in labels]
     cells = ", ".join(
@@ -216,25 +216,26 @@ class _Builder:
             conditions.append(f"{arrived} >= {utc(late.since)}")
             conditions.append(f"dateDiff('second', {happened}, {arrived}) >= {late.by_s}")
         if slice_.lower is not None:
-            conditions.append(self.beyond(_ranges(table.sort_key, slice_.lower), is_inclusive=True))
+            conditions += self.beyond(_ranges(table.sort_key, slice_.lower), is_inclusive=True)
         if slice_.upper is not None:
-            conditions.append(self.before(_ranges(table.sort_key, slice_.upper)))
+            conditions += self.before(_ranges(table.sort_key, slice_.upper))
         return conditions
 
-    def beyond(self, ranges: Sequence[_RangeOf], *, is_inclusive: bool) -> str:
-        """Lexicographic >= or >. Nested so that each level prunes: a >= x AND (a > x OR rest)."""
-        first = ranges[0](self)
-        if len(ranges) == 1:
-            return first.at_least if is_inclusive else first.above
-        rest = self.beyond(ranges[1:], is_inclusive=is_inclusive)
-        return f"({first.at_least} AND ({first.above} OR {rest}))"
+    def beyond(self, places: Sequence[_RangeOf], *, is_inclusive: bool) -> list[str]:
+        """Lexicographic >= or >, as a >= x AND (a > x OR b >= y) AND …: each level prunes.
 
-    def before(self, ranges: Sequence[_RangeOf]) -> str:
-        """Lexicographic <."""
-        first = ranges[0](self)
-        if len(ranges) == 1:
-            return first.below
-        return f"({first.at_most} AND ({first.below} OR {self.before(ranges[1:])}))"
+        Not nested, which PostHog's parser takes nearly twice as long for.
+        """
+        ranges = [place(self) for place in places]
+        last = ranges[-1].at_least if is_inclusive else ranges[-1].above
+        edges = [*(one.at_least for one in ranges[:-1]), last]
+        return [_any([*(one.above for one in ranges[:i]), edge]) for i, edge in enumerate(edges)]
+
+    def before(self, places: Sequence[_RangeOf]) -> list[str]:
+        """Lexicographic <, in the same form."""
+        ranges = [place(self) for place in places]
+        edges = [*(one.at_most for one in ranges[:-1]), ranges[-1].below]
+        return [_any([*(one.below for one in ranges[:i]), edge]) for i, edge in enumerate(edges)]
 
     def after_row(self, keys: Sequence[Column], after: Sequence[Cell]) -> list[str]:
         """Keyset: strictly after a row. The plain bound prunes, the tuple does not (hogql.md 8)."""
@@ -316,6 +317,10 @@ def _name(source: str) -> str:
     return ".".join(
         part if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", part) else f"`{part}`" for part in source.split(".")
     )
+
+
+def _any(conditions: Sequence[str]) -> str:
+    return conditions[0] if len(conditions) == 1 else f"({' OR '.join(conditions)})"
 
 
 def _where(conditions: Sequence[str]) -> str:

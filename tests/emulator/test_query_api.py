@@ -243,7 +243,7 @@ def test_an_async_query_has_a_longer_time_of_its_own(project: Project) -> None:
     started = time.monotonic()
     ask(project, ENDLESS, refresh="force_async", client_query_id="slow")
     failed = poll(project, "slow")
-    assert time.monotonic() - started > 0.7
+    assert time.monotonic() - started > 0.3  # well over the blocking 0.1; ClickHouse stops on an estimate
     assert failed.status_code == 400
     assert "max execution time" in failed.json()["query_status"]["error_message"]
 
