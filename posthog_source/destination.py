@@ -32,10 +32,6 @@ from posthog_source.windows import Window
 JSON_DESTINATIONS = ("duckdb", "motherduck", "ducklake", "postgres")
 """Where a json column loads as JSON from Arrow; elsewhere it fails or lands as a string (dlt.md 2.4)."""
 
-ROW_GROUP_ROWS = 10_000
-"""dlt writes a Parquet row group for each table yielded, and warehouses load row groups in parallel: DuckDB
-takes groups of this size about a quarter faster than whole pages (dlt.md 2.2)."""
-
 NOTHING = "1 = 0"
 """A scope that deletes nothing."""
 
@@ -200,8 +196,7 @@ class Target:
             metrics["pages"] = metrics.get("pages", 0) + 1
             metrics["rows"] = metrics.get("rows", 0) + page.num_rows
             metrics["bytes"] = metrics.get("bytes", 0) + page.nbytes
-            for first_row in range(0, page.num_rows, ROW_GROUP_ROWS):
-                yield page.slice(first_row, ROW_GROUP_ROWS)
+            yield page
         if reader.has_copies:
             yield self.begin(reader.table, disposition, json_columns, has_copies=True)
 
