@@ -1,7 +1,7 @@
 """HogQL expressions as ClickHouse SQL: fields, properties, comparisons, functions, dates.
 
 It prints what PostHog's printer prints in meaning, not letter by letter. SELECTs, joins and limits are in
-`printer.py`. Rules: shared/reference/hogql.md, sections 1 to 5.
+`printer.py`. Rules: hogql.md, sections 1 to 5.
 """
 
 import re
