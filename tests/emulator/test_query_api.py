@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.conftest import NO_LIMITS
 from tests.emulator.asking import add_events, answer, ask, column, refusal, rows
 from tests.emulator.conftest import Project, Server, bearer, start_program, stop_program
 
@@ -23,7 +24,8 @@ def get(project: Project, query_id: str) -> httpx.Response:
 
 
 def poll(project: Project, query_id: str) -> httpx.Response:
-    """Poll until the query is over."""
+    """Poll until the query is over; polls count against the limits."""
+    project.settings(rate_limits=NO_LIMITS)
     over: httpx.Response = until(lambda: get(project, query_id), lambda seen: seen.status_code != 202)
     return over
 
