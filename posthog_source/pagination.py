@@ -303,6 +303,8 @@ class Reader:
         """
         if self._may_repeat:
             return slice_.rows * TRUSTED_SHARE
+        if plan.late:
+            return slice_.rows  # counted just now, and no others of its window
         return self._fetch_count(build_count(self.table, plan.source, slice_, window=plan.window))
 
     def _iter_rest(self, plan: Plan, slice_: Slice, page: Page, *, trusted_rows: float) -> Iterator[pa.Table]:
