@@ -62,6 +62,8 @@ class Settings:
             ask for up to an hour.
         queries_per_minute: PostHog's limit for a key (query_api.md 2.5).
         queries_per_hour: The same.
+        rows_per_commit: Events that one run reads at most, by whole days or event names, leaving the rest
+            to the next; None reads all there are. `run_sync` sets it and runs until nothing is left.
     """
 
     project_id: int
@@ -75,6 +77,7 @@ class Settings:
     wait_deadline_s: float = 3_900.0
     queries_per_minute: int = 240
     queries_per_hour: int = 2_400
+    rows_per_commit: int | None = None
 
     def __post_init__(self) -> None:
         _require(self.project_id > 0, "project_id", "a positive whole number")
@@ -84,6 +87,7 @@ class Settings:
         _require(self.wait_deadline_s >= 0, "wait_deadline_s", "0 or more")
         _require(self.queries_per_minute >= 1, "queries_per_minute", "at least 1")
         _require(self.queries_per_hour >= 1, "queries_per_hour", "at least 1")
+        _require(self.rows_per_commit is None or self.rows_per_commit >= 1, "rows_per_commit", "at least 1")
         if self.start and self.end and self.start >= self.end:
             raise SettingsError(
                 f"start_date {self.start.isoformat()} is not before end_date {self.end.isoformat()}: "

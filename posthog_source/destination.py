@@ -8,8 +8,7 @@ merge in the stored schema, and a later run without its own would delete the las
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 from uuid import UUID
 
@@ -26,11 +25,14 @@ from posthog_source.arrow import schema_of
 from posthog_source.catalog import TABLES, RestTable, Table
 from posthog_source.config import EventsSettings, JsonColumns, Settings, WriteMode
 from posthog_source.errors import SettingsError
-from posthog_source.pagination import Plan, Reader
+from posthog_source.pagination import Reader
 from posthog_source.windows import Window
 
 JSON_DESTINATIONS = ("duckdb", "motherduck", "ducklake", "postgres")
 """Where a json column loads as JSON from Arrow; elsewhere it fails or lands as a string (dlt.md 2.4)."""
+
+CASELESS_DESTINATIONS = ("mssql", "synapse", "fabric", "sqlalchemy")
+"""Where 'a' may equal 'A' by default, so that a merge cannot tell events by their names."""
 
 NOTHING = "1 = 0"
 """A scope that deletes nothing."""
@@ -143,6 +145,17 @@ class Target:
         name = self._column(column)
         return f"{name} >= {literal(window.start, 6)} AND {name} < {literal(window.end, 6)}"
 
+    @property
+    def tells_case(self) -> bool:
+        """Whether texts that differ in case differ here."""
+        return self.destination not in CASELESS_DESTINATIONS
+
+    def is_named(self, column: str, names: Iterable[str]) -> str:
+        """SQL condition of the rows with one of those texts."""
+        literal = self.caps.escape_literal
+        texts = ", ".join(str(literal(name)) for name in names).replace("{", "{{").replace("}", "}}")
+        return f"{self._column(column)} IN ({texts})"
+
     def is_one_of(self, column: str, uuids: Iterable[str]) -> str:
         """SQL condition of the rows with those uuids, which are checked to be such."""
         return f"{self._column(column)} IN ({', '.join(repr(str(UUID(uuid))) for uuid in uuids)})"
@@ -176,29 +189,34 @@ class Target:
     def load(
         self,
         reader: Reader,
-        plans: list[Plan],
-        disposition: Any,
-        json_columns: JsonColumns = "auto",
+        pages: Iterable[pa.Table],
+        disposition: Callable[[], Any],
         *,
-        first: Sequence[pa.Table] = (),
+        rows: int,
+        json_columns: JsonColumns = "auto",
+        metrics: Mapping[str, int] | None = None,
     ) -> Iterator[Any]:
-        """All rows of the plans, after the pages `first`, written that way.
+        """All pages of a reader's table, written that way.
 
-        dlt's progress collector learns their total, before the first item starts it. Pages are counted as
-        dlt resource metrics: `pages`, `rows`, `bytes` (of Arrow).
+        The disposition is asked for again after the last page: it may name what the pages held. dlt's
+        progress collector learns of `rows`, the total, before the first item starts it. Pages are counted as
+        dlt resource metrics: `pages`, `rows`, `bytes` (of Arrow), beside those given.
         """
+        table = reader.table
         if self._collector is not None:
-            total = sum(plan.rows for plan in plans) + sum(page.num_rows for page in first)
-            self._collector.update(reader.table.name, inc=0, total=total)
-        yield self.begin(reader.table, disposition, json_columns, has_copies=False)
-        metrics = dlt.current.resource_metrics()
-        for page in chain(first, *(reader.iter_pages(plan) for plan in plans)):
-            metrics["pages"] = metrics.get("pages", 0) + 1
-            metrics["rows"] = metrics.get("rows", 0) + page.num_rows
-            metrics["bytes"] = metrics.get("bytes", 0) + page.nbytes
+            self._collector.update(table.name, inc=0, total=rows)
+        first = disposition()
+        yield self.begin(table, first, json_columns, has_copies=False)
+        counted = {"pages": 0, "rows": 0, "bytes": 0} | dict(metrics or {})
+        for page in pages:
+            counted["pages"] += 1
+            counted["rows"] += page.num_rows
+            counted["bytes"] += page.nbytes
             yield page
-        if reader.has_copies:
-            yield self.begin(reader.table, disposition, json_columns, has_copies=True)
+        last = disposition()
+        if reader.has_copies or last != first:
+            yield self.begin(table, last, json_columns, has_copies=reader.has_copies)
+        dlt.current.resource_metrics().update(counted)
 
 
 class _TypeHintFilter(logging.Filter):

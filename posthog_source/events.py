@@ -1,14 +1,16 @@
-"""The events resource: which windows a sync reads, what arrived late, and what the load replaces.
+"""The events resource: which windows a run reads, in which commits, what arrived late, and what is replaced.
 
-Not here: pages (`pagination`), how dlt is told (`destination`).
+Not here: pages (`pagination`), what was read before (`ledger`), how dlt is told (`destination`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import Any
 
 import dlt
@@ -18,15 +20,19 @@ from dlt.sources import DltResource
 
 from posthog_source.catalog import EVENTS, HogqlTable
 from posthog_source.client import Client
-from posthog_source.config import EventsSettings, Settings
+from posthog_source.config import EventsSettings, Settings, WriteMode
 from posthog_source.destination import NOTHING, Target, build_resource, claim_state
 from posthog_source.errors import SettingsError
+from posthog_source.ledger import Backlog, Chunk, Ledger
 from posthog_source.pagination import Reader
 from posthog_source.query import Late
-from posthog_source.windows import Window, clip, windows_of_days
+from posthog_source.windows import Window, clip, join, pack_days, windows_of_days
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 """Cursor of a table that was never synced."""
+
+CHUNK_ROWS = 1_000_000
+"""Rows whose counts by day and name are held in memory at once."""
 
 MAX_LATE_ROWS = 1_000
 """Late events replaced one by one. More are replaced by whole days: their uuids would have to stand in
@@ -37,9 +43,6 @@ ARRIVAL_OVERLAP = timedelta(hours=6)
 
 VISIBILITY_S = 900
 """How long after created_at a row may be seen and still be read by an ordinary sync's lookback."""
-
-LOOKED_AT, START = "looked_for_arrivals_at", "start"
-"""Keys of the resource's state: when arrivals were last looked for, and from when on events were read."""
 
 logger = logging.getLogger("posthog_source")
 
@@ -58,51 +61,35 @@ class LateArrivals:
     rows: tuple[pa.Table, ...] = ()
     days: tuple[Window, ...] = ()
 
+    @property
+    def row_count(self) -> int:
+        """How many are replaced one by one."""
+        return sum(page.num_rows for page in self.rows)
 
-def build_events(client: Client, settings: Settings, config: EventsSettings) -> DltResource:
-    """Events as a dlt resource, incremental by windows of time."""
-    table = events_table(config)
+
+def utc_now() -> datetime:
+    """The present, by this machine's clock."""
+    return datetime.now(UTC)
+
+
+def build_events(
+    client: Client, settings: Settings, config: EventsSettings, *, clock: Callable[[], datetime] = utc_now
+) -> DltResource:
+    """Events as a dlt resource, incremental by windows of time.
+
+    With `settings.rows_per_commit`, each evaluation reads one commit's worth and says in the metric
+    `rows_left` how much it has left for the next.
+    """
+    stream = _Stream(client, settings, config, clock)
 
     def events(
         cursor: dlt.sources.incremental[datetime] = dlt.sources.incremental(  # noqa: B008
             "timestamp", initial_value=settings.start or EPOCH, end_value=settings.end
         ),
     ) -> Iterator[Any]:
-        target = Target.current()
-        write_mode = target.write_mode(config)
-        reader = Reader(
-            client,
-            table,
-            project_id=settings.project_id,
-            page_rows=config.page_rows,
-            look_ahead=settings.look_ahead,
-            may_repeat=write_mode == "window",
-        )
-        now = datetime.now(UTC)
-        history = None if cursor.end_value else _History(claim_state(settings), settings, cursor)
-        window = _next_window(reader, cursor, config, now, history, is_mergeable=write_mode != "append")
-        if window is None:
-            yield from target.load(reader, [], target.disposition(write_mode, NOTHING), config.json_columns)
-            return
-        logger.info("events: %s to %s", window.start.isoformat(), window.end.isoformat())
-        late = None
-        if history and write_mode != "append":
-            late = _fetch_late(reader, window, config, now, history)
-        cursor.advance(cursor.start_value or EPOCH)  # PostHog applies the range; dlt is not to filter again
-        windows = [*(late.days if late else ()), window]
-        yield from target.load(
-            reader,
-            [plan for each in windows for plan in reader.fetch_plans(each)],
-            target.disposition(write_mode, _scope(target, settings.project_id, windows, late)),
-            config.json_columns,
-            first=late.rows if late else (),
-        )
-        # Only now: a generator that is closed early has not read its window.
-        cursor.advance(window.end)
-        if history:
-            history.remember(now if late or history.is_new else None)
+        yield from stream.iter_commit(cursor)
 
-    return build_resource(table, events)
+    return build_resource(stream.table, events)
 
 
 def events_table(config: EventsSettings) -> HogqlTable:
@@ -111,111 +98,243 @@ def events_table(config: EventsSettings) -> HogqlTable:
     return table.reading({"person_id": "person_id"}) if config.person_id == "current" else table
 
 
-class _History:
-    """What earlier syncs of this table have read, as kept in the resource's state."""
+class _Stream:
+    """Events of one source, commit by commit; keeps the plan of what is left between its commits."""
 
     def __init__(
-        self, state: dict[str, Any], settings: Settings, cursor: dlt.sources.incremental[datetime]
+        self, client: Client, settings: Settings, config: EventsSettings, clock: Callable[[], datetime]
     ) -> None:
-        self._state = state
-        self.start = settings.start or EPOCH
-        self.is_new = cursor.start_value == cursor.initial_value
+        self.table = events_table(config)
+        self._client = client
+        self._settings = settings
+        self._config = config
+        self._clock = clock
+        self._backlog = Backlog()
 
-    @property
-    def looked_at(self) -> datetime | None:
-        """When arrivals were last looked for."""
-        return datetime.fromisoformat(self._state[LOOKED_AT]) if LOOKED_AT in self._state else None
-
-    @property
-    def begins_later(self) -> bool:
-        """Whether start_date has been moved to before what was ever read."""
-        return not self.is_new and self.start < datetime.fromisoformat(
-            self._state.get(START, str(self.start))
+    def iter_commit(self, cursor: dlt.sources.incremental[datetime]) -> Iterator[Any]:
+        """What the next commit loads: all that there is, or `rows_per_commit`."""
+        target = Target.current()
+        write_mode = target.write_mode(self._config)
+        reader = Reader(
+            self._client,
+            self.table,
+            project_id=self._settings.project_id,
+            page_rows=self._config.page_rows,
+            look_ahead=self._settings.look_ahead,
+            may_repeat=write_mode == "window",
         )
-
-    def remember(self, looked_at: datetime | None) -> None:
-        """What this sync adds."""
-        self._state[START] = self.start.isoformat()
-        if looked_at is not None:
-            self._state[LOOKED_AT] = looked_at.isoformat()
-
-
-def _next_window(
-    reader: Reader,
-    cursor: dlt.sources.incremental[datetime],
-    config: EventsSettings,
-    now: datetime,
-    history: _History | None,
-    *,
-    is_mergeable: bool,
-) -> Window | None:
-    """What to read now; None when there is nothing yet."""
-    start, end = cursor.start_value or EPOCH, cursor.end_value
-    if history is not None:
-        end = (now - timedelta(seconds=config.lag_s)).replace(microsecond=0)
-        if history.start > now:
-            raise SettingsError(
-                f"start_date {history.start.isoformat()} lies in the future. Set an earlier one."
+        start = cursor.start_value or EPOCH
+        cursor.advance(start)  # PostHog applies the range; dlt is not to filter again
+        if cursor.end_value and start == EPOCH:
+            start = reader.fetch_first_instant() or cursor.end_value
+        backfill = Window(start, cursor.end_value) if cursor.end_value else None
+        ledger = Ledger(claim_state(self._settings), cursor=start, backfill=backfill)
+        late = None
+        if self._backlog.position != ledger.position:
+            planner = _Planner(
+                reader,
+                ledger,
+                self._settings,
+                self._config,
+                self._clock(),
+                can_replace=write_mode != "append",
             )
-        if history.begins_later:
-            start = _start_again(history, is_mergeable=is_mergeable)
-        elif not history.is_new and is_mergeable:
-            start = max(history.start, start - timedelta(seconds=config.lookback_s))
-    if start == EPOCH:
-        first_at = reader.fetch_first_instant()
-        if first_at is None:
-            return None
-        logger.info("events: the project's first event is of %s", first_at.isoformat())
-        start = first_at
-    return Window(start, end) if end and start < end else None
+            is_new = start == cursor.initial_value and ledger.unfinished is None
+            self._backlog, late = planner.plan(backfill, is_new=is_new)
+        chunks = self._take(reader, can_cut=target.tells_case)
+        yield from self._load(target, write_mode, reader, chunks, late)
+        # Only now: a generator that is closed early has not read its chunks.
+        for chunk in chunks:
+            ledger.record(chunk)
+        if backfill is None:
+            ledger.remember(self._backlog)
+            cursor.advance(ledger.cursor)
+        self._backlog.position = ledger.position
 
+    def _take(self, reader: Reader, *, can_cut: bool) -> list[Chunk]:
+        """The next commit's chunks, off the backlog."""
+        limit, chunks = self._settings.rows_per_commit, self._backlog.chunks
+        if chunks and can_cut and (chunks[0].first_event or chunks[0].rows > (limit or float("inf"))):
+            whole = chunks.popleft()
+            day = whole.window.start.date()
+            first = (day, whole.first_event) if whole.first_event else None
+            labels = reader.fetch_labels(whole.window, whole.rows, start=first)
+            chunks.extendleft(reversed(whole.cut(labels, rows=limit or labels.rows)))
+        count = len(chunks) if limit is None else min(1, len(chunks))
+        return [chunks.popleft() for _ in range(count)]
 
-def _start_again(history: _History, *, is_mergeable: bool) -> datetime:
-    """Reads everything from an earlier start_date on, where the load sorts out what is there already."""
-    if not is_mergeable:
-        raise SettingsError(
-            "start_date was moved back, and write_mode append would double what is loaded. Load the earlier "
-            "events once with start_date and end_date, and set start_date as it was."
+    def _load(
+        self,
+        target: Target,
+        write_mode: WriteMode,
+        reader: Reader,
+        chunks: list[Chunk],
+        late: LateArrivals | None,
+    ) -> Iterator[Any]:
+        """The chunks' rows, after those late ones that are replaced one by one."""
+        received = [{name.replace("\0", "\ufffd") for name in chunk.event_names or ()} for chunk in chunks]
+
+        def disposition() -> Any:
+            scope = _scope(target, self._settings.project_id, chunks, received, late)
+            return target.disposition(write_mode, scope)
+
+        metrics = {
+            "windows": len(chunks),
+            "rows_left": self._backlog.rows,
+            "late_rows": late.row_count if late else 0,
+        }
+        pages = chain(
+            late.rows if late else (),
+            *(_iter_chunk(reader, chunk, names) for chunk, names in zip(chunks, received, strict=True)),
         )
-    logger.warning("events: start_date was moved back; reading again from there.")
-    return history.start
+        rows = sum(chunk.rows for chunk in chunks) + metrics["late_rows"]
+        yield from target.load(
+            reader, pages, disposition, rows=rows, json_columns=self._config.json_columns, metrics=metrics
+        )
 
 
-def _fetch_late(
-    reader: Reader, window: Window, config: EventsSettings, now: datetime, history: _History
-) -> LateArrivals | None:
-    """Looks for late events when it is time to; None when it is not."""
-    if history.is_new or history.begins_later:
-        return None  # this sync reads everything
-    looked_at = history.looked_at
-    if looked_at and now - looked_at < timedelta(seconds=config.late_arrival_every_s):
-        return None
-    before = Window(
-        min(window.start, max(history.start, window.start - timedelta(days=config.late_arrival_days))),
-        window.start,
-    )
-    # An event that was visible before lag and lookback had passed was read by an ordinary sync.
-    by_s = max(0, int(config.lag_s + config.lookback_s - VISIBILITY_S))
-    late = Late((looked_at or before.start) - ARRIVAL_OVERLAP, by_s)
-    counts = reader.fetch_arrival_counts(before, late) if before.start < before.end else {}
-    rows = sum(counts.values())
-    logger.info("events: %d arrived late since %s, on %d days", rows, late.since.isoformat(), len(counts))
-    if rows > MAX_LATE_ROWS:
-        return LateArrivals(before, days=tuple(clip(day, before) for day in windows_of_days(counts)))
-    pages = reader.iter_pages(reader.plan_arrivals(before, late, rows=rows)) if rows else ()
-    return LateArrivals(before, rows=tuple(pages))
+@dataclass(frozen=True)
+class _Planner:
+    """Decides what a run reads."""
+
+    reader: Reader
+    ledger: Ledger
+    settings: Settings
+    config: EventsSettings
+    now: datetime
+    can_replace: bool
+
+    def plan(self, backfill: Window | None, *, is_new: bool) -> tuple[Backlog, LateArrivals | None]:
+        """The chunks of a whole run, and the late events that its first commit replaces one by one."""
+        unfinished = self._count_unfinished()
+        if backfill:
+            is_resumable = self.settings.rows_per_commit is not None
+            windows = self.ledger.left_of(backfill) if is_resumable else [backfill]
+            return self._backlog(unfinished if is_resumable else [], windows), None
+        first_start = self.settings.start or EPOCH
+        if first_start > self.now:
+            raise SettingsError(
+                f"start_date {first_start.isoformat()} lies in the future. Set an earlier one."
+            )
+        begins_later = self.ledger.start is not None and first_start < self.ledger.start
+        if begins_later:
+            self._start_again()
+            unfinished = []
+        window = self._next_window(unfinished, reads_all=is_new or begins_later)
+        if window is None:
+            return Backlog(), None
+        logger.info("events: %s to %s", window.start.isoformat(), window.end.isoformat())
+        late = None
+        if self.can_replace and not is_new and not begins_later:
+            late = self._fetch_late(unfinished[0].window if unfinished else window)
+        backlog = self._backlog(unfinished, [window], late_days=late.days if late else ())
+        backlog.start = first_start
+        backlog.looked_at = self.now if late or is_new else None
+        return backlog, late
+
+    def _count_unfinished(self) -> list[Chunk]:
+        chunk = self.ledger.unfinished
+        if chunk is None:
+            return []
+        return [replace(chunk, rows=sum(self.reader.fetch_day_counts(chunk.window).values()))]
+
+    def _next_window(self, unfinished: list[Chunk], *, reads_all: bool) -> Window | None:
+        """A sync's own window, after a day that an earlier run has not finished."""
+        end = (self.now - timedelta(seconds=self.config.lag_s)).replace(microsecond=0)
+        first_start = self.settings.start or EPOCH
+        if unfinished:
+            start = unfinished[0].window.end
+        elif reads_all:
+            start = first_start
+        elif self.can_replace:
+            start = max(first_start, self.ledger.cursor - timedelta(seconds=self.config.lookback_s))
+        else:
+            start = self.ledger.cursor
+        if start == EPOCH:
+            first_at = self.reader.fetch_first_instant()
+            if first_at is None:
+                return None
+            logger.info("events: the project's first event is of %s", first_at.isoformat())
+            start = first_at
+        return Window(start, max(start, end)) if start < end or unfinished else None
+
+    def _start_again(self) -> None:
+        """Reads everything from an earlier start_date on, where the load sorts out what is there already."""
+        if not self.can_replace:
+            raise SettingsError(
+                "start_date was moved back, and write_mode append would double what is loaded. Load the "
+                "earlier events once with start_date and end_date, and set start_date as it was."
+            )
+        logger.warning("events: start_date was moved back; reading again from there.")
+
+    def _fetch_late(self, window: Window) -> LateArrivals | None:
+        """Looks for late events when it is time to; None when it is not."""
+        looked_at = self.ledger.looked_at
+        if looked_at and self.now - looked_at < timedelta(seconds=self.config.late_arrival_every_s):
+            return None
+        first_start = self.settings.start or EPOCH
+        oldest = window.start - timedelta(days=self.config.late_arrival_days)
+        before = Window(min(window.start, max(first_start, oldest)), window.start)
+        # An event that was visible before lag and lookback had passed was read by an ordinary sync.
+        by_s = max(0, int(self.config.lag_s + self.config.lookback_s - VISIBILITY_S))
+        late = Late((looked_at or before.start) - ARRIVAL_OVERLAP, by_s)
+        counts = self.reader.fetch_day_counts(before, late) if before.start < before.end else {}
+        rows = sum(counts.values())
+        logger.info("events: %d arrived late since %s, on %d days", rows, late.since.isoformat(), len(counts))
+        if rows > MAX_LATE_ROWS:
+            return LateArrivals(before, days=tuple(clip(day, before) for day in windows_of_days(counts)))
+        pages = self.reader.iter_pages(self.reader.plan_arrivals(before, late, rows=rows)) if rows else ()
+        return LateArrivals(before, rows=tuple(pages))
+
+    def _backlog(
+        self, unfinished: list[Chunk], windows: Iterable[Window], *, late_days: Iterable[Window] = ()
+    ) -> Backlog:
+        chunks = [*self._chunks(late_days, is_main=False), *unfinished, *self._chunks(windows, is_main=True)]
+        return Backlog(chunks=deque(chunks))
+
+    def _chunks(self, windows: Iterable[Window], *, is_main: bool) -> Iterator[Chunk]:
+        for window in windows:
+            if window.start == window.end:
+                continue
+            days = self.reader.fetch_day_counts(window)
+            for part, rows in pack_days(days, window, rows=self.settings.rows_per_commit or CHUNK_ROWS):
+                yield Chunk(part, rows, is_main)
 
 
-def _scope(target: Target, project_id: int, windows: list[Window], late: LateArrivals | None) -> str:
+def _iter_chunk(reader: Reader, chunk: Chunk, names: set[str]) -> Iterator[pa.Table]:
+    """Its pages, planned when their turn comes; adds the event names that came to `names`."""
+    if chunk.part is None:
+        for plan in reader.fetch_plans(chunk.window, chunk.rows):
+            yield from reader.iter_pages(plan)
+        return
+    for page in reader.iter_pages(reader.plan_slice(chunk.window, chunk.part)):
+        names.update(pc.unique(page.column("event")).to_pylist())
+        yield page
+
+
+def _scope(
+    target: Target,
+    project_id: int,
+    chunks: list[Chunk],
+    names: list[set[str]],
+    late: LateArrivals | None,
+) -> str:
     """SQL condition of the rows that the load replaces: its windows, and late events by uuid.
 
     All of it lies within one span of time, told first, so that a warehouse can prune.
     """
+    if not chunks:
+        return NOTHING
+    windows = join(chunk.window for chunk in chunks if chunk.part is None)
     parts = [target.in_window("timestamp", window) for window in windows]
+    for chunk, found in zip(chunks, names, strict=True):
+        if chunk.part is not None and found:
+            day = target.in_window("timestamp", chunk.window)
+            parts.append(f"({day} AND {target.is_named('event', sorted(found))})")
     if late and late.rows:
         uuids = pa.chunked_array([chunk for page in late.rows for chunk in page.column("uuid").chunks])
         parts.append(target.is_one_of("uuid", pc.unique(uuids).to_pylist()))
-    start = late.window.start if late else min(window.start for window in windows)
-    span = target.in_window("timestamp", Window(start, windows[-1].end))
-    replaced = f" AND ({' OR '.join(parts)})" if parts != [span] else ""
+    starts = [chunk.window.start for chunk in chunks] + ([late.window.start] if late else [])
+    span = target.in_window("timestamp", Window(min(starts), max(chunk.window.end for chunk in chunks)))
+    replaced = f" AND ({' OR '.join(parts or [NOTHING])})" if parts != [span] else ""
     return f"{target.is_project(project_id)} AND {span}{replaced}"

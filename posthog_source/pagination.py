@@ -42,9 +42,9 @@ from posthog_source.query import (
     Cell,
     Late,
     Query,
-    build_arrival_counts,
     build_count,
     build_count_distinct,
+    build_day_counts,
     build_first_instant,
     build_label_counts,
     build_page,
@@ -52,6 +52,8 @@ from posthog_source.query import (
     build_sample,
 )
 from posthog_source.windows import (
+    Axis,
+    Bound,
     Count,
     Label,
     Part,
@@ -62,6 +64,7 @@ from posthog_source.windows import (
     halve_window,
     plan_prefixes,
     plan_slices,
+    split,
 )
 
 SAMPLES_PER_PAGE = 100
@@ -161,24 +164,43 @@ class Reader:
             ) from error
         return parse_instant(first_at) if int(row_count or 0) and first_at else None
 
-    def fetch_plans(self, window: Window | None) -> list[Plan]:
-        """Counts the rows and cuts them into slices: one request for a table or window of one page."""
-        return [plan for source in self.table.sources for plan in self._fetch_plans(source, window)]
+    def fetch_plans(self, window: Window | None, rows: int | None = None) -> list[Plan]:
+        """Cuts the rows into slices of about a page.
 
-    def fetch_arrival_counts(self, window: Window, late: Late) -> dict[date, int]:
-        """Rows of a window that arrived late, by UTC day."""
-        query = build_arrival_counts(self.table, self.table.sources[0], window=window, late=late)
+        Args:
+            window: Bounds in time, for a table that has them.
+            rows: How many rows there are, if they have been counted; else they are counted first.
+        """
+        return [plan for source in self.table.sources for plan in self._fetch_plans(source, window, rows)]
+
+    def fetch_labels(self, window: Window, rows: int, *, start: Label | None = None) -> Slice:
+        """The counted labels of a window of `rows` rows, from the label `start` on: to be cut in parts."""
+        counts = self._iter_label_counts(self.table.sources[0], window, rows)
+        parts = [
+            Part(count.label, count.rows, self._axis)
+            for count in counts
+            if start is None or count.label >= start
+        ]
+        return Slice(Bound(start) if start else None, None, tuple(parts))
+
+    def plan_slice(self, window: Window, whole: Slice) -> Plan:
+        """Cuts a run of counted labels into slices of about a page."""
+        return Plan(self.table.sources[0], window, tuple(split(whole, page_rows=self.page_rows)))
+
+    def fetch_day_counts(self, window: Window, late: Late | None = None) -> dict[date, int]:
+        """Rows of a window by UTC day; with `late`, only those that arrived late."""
+        query = build_day_counts(self.table, self.table.sources[0], window=window, late=late)
         try:
             return {date.fromisoformat(day or ""): int(rows or 0) for day, rows in self._cells(query)}
         except TooHeavyError:
             halves = halve_window(window)
             if len(halves) < 2:
                 raise
-            first, second = (self.fetch_arrival_counts(half, late) for half in halves)
+            first, second = (self.fetch_day_counts(half, late) for half in halves)
             return first | second
 
     def plan_arrivals(self, window: Window, late: Late, *, rows: int) -> Plan:
-        """Reads the rows that `fetch_arrival_counts` counted, and no others of the window."""
+        """Reads the late rows that `fetch_day_counts` counted, and no others of the window."""
         return Plan(self.table.sources[0], window, (Slice(parts=(Part((), rows, None),)),), late)
 
     def iter_pages(self, plan: Plan) -> Iterator[pa.Table]:
@@ -214,7 +236,7 @@ class Reader:
         if set(self.table.page_key) <= set(key):
             return page
         if not self._may_repeat:
-            page = page.filter(pc.invert(pc.is_in(page.column(key[-1]), value_set=self._seen_so_far())))
+            page = self._drop_seen(page, key[-1])
         self._rows += page.num_rows
         if not self._may_repeat or self._rows <= MAX_ROWS_COMPARED:
             self._seen.extend(page.column(key[-1]).chunks)
@@ -222,31 +244,44 @@ class Reader:
             self._seen.clear()
         return page
 
+    def _drop_seen(self, page: pa.Table, name: str) -> pa.Table:
+        """The page less the rows whose key has been handed on already: hardly ever any."""
+        keys = page.column(name)
+        again = [pc.filter(seen, pc.is_in(seen, value_set=keys)) for seen in self._seen]
+        again = [found for found in again if len(found)]
+        return page.filter(pc.invert(pc.is_in(keys, value_set=pa.concat_arrays(again)))) if again else page
+
     def _seen_so_far(self) -> pa.Array:
         return pa.concat_arrays(self._seen) if self._seen else pa.array([], pa.string())
 
-    def _fetch_plans(self, source: str, window: Window | None) -> list[Plan]:
+    @property
+    def _axis(self) -> Axis | None:
+        sort_key = self.table.sort_key
+        return sort_key.axis.axis if sort_key.axis else None
+
+    def _fetch_plans(self, source: str, window: Window | None, rows: int | None) -> list[Plan]:
         try:
-            return [Plan(source, window, tuple(self._fetch_slices(source, window)))]
+            return [Plan(source, window, tuple(self._fetch_slices(source, window, rows)))]
         except TooHeavyError:
             halves = halve_window(window) if window else []
             if len(halves) < 2:
                 raise
-            return [plan for half in halves for plan in self._fetch_plans(source, half)]
+            return [plan for half in halves for plan in self._fetch_plans(source, half, None)]
 
-    def _fetch_slices(self, source: str, window: Window | None) -> list[Slice]:
-        total = self._fetch_count(build_count(self.table, source, Slice(), window=window))
-        sort_key = self.table.sort_key
-        axis = sort_key.axis.axis if sort_key.axis else None
+    def _fetch_slices(self, source: str, window: Window | None, rows: int | None) -> list[Slice]:
+        total = rows
+        if total is None:
+            total = self._fetch_count(build_count(self.table, source, Slice(), window=window))
         if total <= self.page_rows:
             return [Slice(parts=(Part((), total, None),))]
+        sort_key = self.table.sort_key
         if not sort_key.labels:
-            return plan_slices([Count((), total)], page_rows=self.page_rows, axis=axis)
+            return plan_slices([Count((), total)], page_rows=self.page_rows, axis=self._axis)
         if sort_key.is_sampled:
             samples = list(self._iter_samples(source, total))
             return plan_prefixes(samples, rows=total, page_rows=self.page_rows)
         counts = self._iter_label_counts(source, window, total)
-        return plan_slices(counts, page_rows=self.page_rows, axis=axis)
+        return plan_slices(counts, page_rows=self.page_rows, axis=self._axis)
 
     def _iter_label_counts(self, source: str, window: Window | None, total: int) -> Iterator[Count]:
         """Counts by label. The total tells their end, since an answer may be cut in silence."""

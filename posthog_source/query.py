@@ -125,13 +125,13 @@ def build_label_counts(
     )
 
 
-def build_arrival_counts(table: HogqlTable, source: str, *, window: Window, late: Late) -> Query:
-    """Rows of a window that arrived late, by UTC day: day, rows."""
-    builder = _Builder(f"posthog_source {table.name} late")
+def build_day_counts(table: HogqlTable, source: str, *, window: Window, late: Late | None = None) -> Query:
+    """Rows of a window by UTC day, or only those that arrived late: day, rows."""
+    builder = _Builder(f"posthog_source {table.name} {'late' if late else 'count'}")
     day = f"toDate({_name(table.column(table.time_column or '').source)})"
     where = _where(builder.in_slice(table, Slice(), window, late))
     return builder.query(
-        f"SELECT toString({day}) AS arrival_day, toString(count()) AS row_count FROM {source}{where} "
+        f"SELECT toString({day}) AS day_text, toString(count()) AS row_count FROM {source}{where} "
         f"GROUP BY {day} ORDER BY {day} LIMIT {MAX_DAYS}"
     )
 

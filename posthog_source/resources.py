@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from itertools import chain
 from typing import Any
 
 import dlt
@@ -55,7 +56,13 @@ def _snapshot(client: Client, settings: Settings, table: HogqlTable, config: Tab
             look_ahead=settings.look_ahead,
             may_repeat=target.can_merge,
         )
-        yield from target.load(reader, reader.fetch_plans(None), target.replace(settings.project_id))
+        plans = reader.fetch_plans(None)
+        yield from target.load(
+            reader,
+            chain.from_iterable(reader.iter_pages(plan) for plan in plans),
+            lambda: target.replace(settings.project_id),
+            rows=sum(plan.rows for plan in plans),
+        )
 
     return build_resource(table, snapshot)
 

@@ -57,6 +57,7 @@ def posthog_source(
     wait_deadline_s: float | None = None,
     queries_per_minute: int | None = None,
     queries_per_hour: int | None = None,
+    rows_per_commit: int | None = None,
 ) -> Iterable[DltResource]:
     """All of a PostHog project, as dlt resources: events, persons, cohorts, insights and the rest.
 
@@ -79,6 +80,7 @@ def posthog_source(
         wait_deadline_s: Longest wait that PostHog's limits may impose on one request.
         queries_per_minute: PostHog's limit for the key.
         queries_per_hour: The same.
+        rows_per_commit: Events that one run reads at most, leaving the rest to the next; all by default.
 
     Raises:
         SettingsError: A setting is missing or cannot be right; nothing was sent.
@@ -95,6 +97,7 @@ def posthog_source(
         wait_deadline_s=wait_deadline_s,
         queries_per_minute=queries_per_minute,
         queries_per_hour=queries_per_hour,
+        rows_per_commit=rows_per_commit,
     )
     return build_resources(
         Client(settings),

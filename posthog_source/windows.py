@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from itertools import accumulate, pairwise
@@ -122,6 +122,56 @@ def clip(window: Window, bounds: Window) -> Window:
     return Window(max(window.start, bounds.start), min(window.end, bounds.end))
 
 
+def subtract(window: Window, done: Iterable[Window]) -> list[Window]:
+    """What is left of a window, ascending."""
+    left, start = [], window.start
+    for gone in sorted(done, key=lambda each: each.start):
+        if start < min(gone.start, window.end):
+            left.append(Window(start, min(gone.start, window.end)))
+        start = max(start, gone.end)
+    return [*left, Window(start, window.end)] if start < window.end else left
+
+
+def join(windows: Iterable[Window]) -> list[Window]:
+    """The same spans with neighbours and overlaps joined, ascending."""
+    joined: list[Window] = []
+    for window in sorted(windows, key=lambda each: each.start):
+        if joined and window.start <= joined[-1].end:
+            joined[-1] = Window(joined[-1].start, max(joined[-1].end, window.end))
+        else:
+            joined.append(window)
+    return joined
+
+
+def pack_days(days: Mapping[date, int], window: Window, *, rows: int) -> list[tuple[Window, int]]:
+    """Cuts a window at UTC midnights into windows of at most `rows` rows, each with its rows.
+
+    Together they are the window. A day that has more is a window by itself.
+    """
+    packed: list[tuple[Window, int]] = []
+    start, held = window.start, 0
+    for day, count in sorted(days.items()):
+        whole = windows_of_days([day])[0]
+        if (held + count > rows) and (held or count > rows) and start < whole.start:
+            packed.append((Window(start, whole.start), held))
+            start, held = whole.start, 0
+        held += count
+        if count > rows and whole.end < window.end:
+            packed.append((Window(start, whole.end), held))
+            start, held = whole.end, 0
+    return [*packed, (Window(start, window.end), held)]
+
+
+def share_days(days: Mapping[date, int], window: Window, *, shares: int) -> list[Window]:
+    """Cuts a window at UTC midnights into at most `shares` windows of about equal rows."""
+    target = max(1, -(-sum(days.values()) // shares))
+    packed = [part for part, _ in pack_days(days, window, rows=target)]
+    if len(packed) <= shares:
+        return packed
+    edges = [packed[len(packed) * i // shares].start for i in range(shares)] + [window.end]
+    return [Window(start, end) for start, end in pairwise(edges)]
+
+
 def plan_slices(counts: Iterable[Count], *, page_rows: int, axis: Axis | None) -> list[Slice]:
     """Cuts a counted line into slices of about one page.
 
@@ -155,6 +205,18 @@ def split(whole: Slice, *, page_rows: int) -> list[Slice]:
         slices.append(Slice(lower, cut, before, closes=cut.at is None))
         lower = cut
     return [*slices, Slice(lower, whole.upper, tuple(parts), whole.closes)]
+
+
+def split_labels(whole: Slice, *, rows: int) -> list[Slice]:
+    """Cuts a slice between labels into slices of at most `rows` rows; a label that has more stays alone."""
+    slices: list[Slice] = []
+    lower, held = whole.lower, list[Part]()
+    for part in whole.parts:
+        if held and sum(each.rows for each in held) + part.rows > rows:
+            slices.append(Slice(lower, Bound(part.label), tuple(held)))
+            lower, held = Bound(part.label), []
+        held.append(part)
+    return [*slices, Slice(lower, whole.upper, tuple(held), whole.closes)]
 
 
 def halve(whole: Slice) -> list[Slice]:
