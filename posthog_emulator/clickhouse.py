@@ -7,7 +7,7 @@ import queue
 import re
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,16 @@ from chdb.session import Session
 
 from posthog_emulator.clickhouse_json import json_sql
 from posthog_emulator.clickhouse_tables import DDL
+
+# The log behind PostHog's `query_log`: only there stands what a query read that was stopped.
+CONFIG = """<clickhouse>
+  <query_log>
+    <database>system</database>
+    <table>query_log</table>
+    <flush_interval_milliseconds>7500</flush_interval_milliseconds>
+  </query_log>
+</clickhouse>
+"""
 
 # Each value arrives as finished JSON text; the format only puts brackets and commas between them.
 OUTPUT = {
@@ -55,6 +65,33 @@ class Answer:
     elapsed_s: float
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What ClickHouse logged of one query."""
+
+    status: str
+    exception_code: int
+    read_rows: int
+    read_bytes: int
+    result_rows: int
+    result_bytes: int
+    memory_usage: int
+    cpu_microseconds: int
+    real_time_microseconds: int
+    query_duration_ms: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a running query is; the members are PostHog's."""
+
+    bytes_read: int
+    rows_read: int
+    estimated_rows_total: int
+    time_elapsed: float
+    active_cpu_time: int
+
+
 class ClickHouseError(Exception):
     """ClickHouse refused or stopped a statement."""
 
@@ -73,8 +110,10 @@ class ClickHouse:
     """
 
     def __init__(self, data_dir: Path) -> None:
-        self._path = str(data_dir)
         self._scratch = tempfile.TemporaryDirectory(prefix="posthog-emulator-rows-")
+        config = Path(self._scratch.name) / "config.xml"
+        config.write_text(CONFIG, encoding="utf-8")
+        self._path = f"{data_dir}?config-file={config}"
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._sessions: list[Any] = []
         self._lock = threading.Lock()
@@ -83,9 +122,9 @@ class ClickHouse:
             self.execute(statement)
 
     def run(self, sql: str, *, settings: Mapping[str, object] = {}, query_id: str = "") -> Answer:
-        """Answer one SELECT. Blocks: call it from a thread."""
+        """Answer one SELECT; with an id it is logged and can be cancelled. Blocks: call it from a thread."""
         sql = sql.strip().rstrip(";")
-        given = dict(settings) | ({"log_comment": query_id} if query_id else {})
+        given = dict(settings) | ({"log_comment": query_id, "log_queries": 1} if query_id else {})
         with self._session() as session:
             described = _query(session, f"DESCRIBE TABLE ({sql}){_settings(OUTPUT)}", "JSONCompactEachRow")
             declared = [orjson.loads(line) for line in described.bytes().split(b"\n") if line]
@@ -127,11 +166,39 @@ class ClickHouse:
         """Merge all parts, as on a server that had time."""
         self.execute(f"OPTIMIZE TABLE {table} FINAL")
 
-    def cancel(self, query_id: str) -> bool:
-        """Kill a query by the id it runs with; says whether there was one."""
+    def cancel(self, query_id_prefix: str) -> bool:
+        """Kill the queries whose ids begin so; says whether there was one."""
         with self._session() as session:
-            kill = f"KILL QUERY WHERE Settings['log_comment'] = {_literal(query_id)} ASYNC"
+            kill = f"KILL QUERY WHERE startsWith(Settings['log_comment'], {_literal(query_id_prefix)}) ASYNC"
             return bool(_query(session, kill, "TSV").bytes())
+
+    def progress(self, query_id_prefix: str) -> Progress | None:
+        """How far the running query is whose id begins so."""
+        rows = orjson.loads(
+            self.run(
+                "SELECT toUInt64(read_bytes), toUInt64(read_rows), toUInt64(total_rows_approx), elapsed,"
+                " toUInt64(ProfileEvents['OSCPUVirtualTimeMicroseconds']) FROM system.processes"
+                f" WHERE startsWith(Settings['log_comment'], {_literal(query_id_prefix)})"
+            ).rows_json
+        )
+        return Progress(*rows[0]) if rows else None
+
+    def costs(self, query_ids: Sequence[str]) -> dict[str, Cost]:
+        """What finished queries cost, by id: from ClickHouse's own log, so stopped queries too."""
+        if not query_ids:
+            return {}
+        self.execute("SYSTEM FLUSH LOGS")
+        listed = ", ".join(_literal(one) for one in query_ids)
+        rows = orjson.loads(
+            self.run(
+                "SELECT log_comment, toString(type), exception_code, read_rows, read_bytes, result_rows,"
+                " toUInt64(result_bytes), toUInt64(memory_usage),"
+                " toUInt64(ProfileEvents['OSCPUVirtualTimeMicroseconds']),"
+                " toUInt64(ProfileEvents['RealTimeMicroseconds']), toUInt64(query_duration_ms)"
+                f" FROM system.query_log WHERE type != 'QueryStart' AND log_comment IN ({listed})"
+            ).rows_json
+        )
+        return {row[0]: Cost(*row[1:]) for row in rows}
 
     def close(self) -> None:
         """Stop what runs and close every session; the engine stops with the last one."""
@@ -150,6 +217,7 @@ class ClickHouse:
             with self._lock:
                 session = Session(self._path)  # type: ignore[no-untyped-call]
                 self._sessions.append(session)
+                _query(session, "SET log_queries = 0", "Null")  # only queries with an id are logged
         try:
             yield session
         except ClickHouseError:

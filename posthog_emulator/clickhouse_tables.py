@@ -12,6 +12,10 @@ def _from_properties(name: str) -> str:
     return f"if(position(properties, '\"{name}\"') = 0, '', {value})"
 
 
+# Without numbered blocks rows can be deleted only by a mutation, which takes seconds, and waits for ever
+# while merges are stopped (generator_nasty.py). No query reads them before something is deleted.
+NUMBERED_BLOCKS = "SETTINGS enable_block_number_column = 1, enable_block_offset_column = 1"
+
 # Written at insert from `properties`, as PostHog's server does.
 EXTRACTED = ("$group_0", "$group_1", "$group_2", "$group_3", "$group_4", "$session_id", "$window_id")
 _EXTRACTED_COLUMNS = "".join(
@@ -55,6 +59,7 @@ ENGINE = ReplacingMergeTree(_timestamp)
 PARTITION BY toYYYYMM(timestamp)
 ORDER BY (team_id, toDate(timestamp), event, cityHash64(distinct_id), cityHash64(uuid))
 SAMPLE BY cityHash64(distinct_id)
+{NUMBERED_BLOCKS}
 """
 
 PERSON = """
@@ -132,13 +137,15 @@ ENGINE = ReplacingMergeTree(_timestamp)
 ORDER BY (team_id, cohort_id, person_id, id)
 """
 
-# What HogQL shows of `query_log_archive`.
+# What HogQL shows of `query_log_archive`; `query_id` is ClickHouse's own id of the query.
 QUERY_LOG = """
 CREATE TABLE IF NOT EXISTS query_log (
     event_date Date DEFAULT toDate(event_time),
     event_time DateTime('UTC'),
+    ended_at_us Int64,
     team_id Int64,
     query_id String,
+    client_query_id String,
     endpoint String,
     query String,
     query_start_time DateTime('UTC'),
@@ -152,7 +159,11 @@ CREATE TABLE IF NOT EXISTS query_log (
     memory_usage UInt64,
     status String,
     exception_code Int32,
-    is_personal_api_key_request Bool
+    exception_name String,
+    is_personal_api_key_request Bool,
+    api_key_mask String,
+    cpu_microseconds Int64,
+    real_time_microseconds Int64
 )
 ENGINE = MergeTree
 ORDER BY (team_id, event_time)

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from posthog_emulator import definitions
+from posthog_emulator import definitions, deletion
 from posthog_emulator.clickhouse import ClickHouse, ClickHouseError
 from posthog_emulator.envelope import ApiError, json_response
 from posthog_emulator.faults import UnknownFaultError, parse_faults
@@ -24,6 +24,7 @@ from posthog_emulator.generator_nasty import LOSE_DUPLICATES
 from posthog_emulator.journal import stats
 from posthog_emulator.persons import Persons
 from posthog_emulator.state import Project, State, UnknownSettingError, check_timezone
+from posthog_emulator.storm import Storm, UnknownStormError
 
 DATA_TABLES = (
     "events",
@@ -61,6 +62,11 @@ class Control:
             ("POST", f"{project}/faults", self._add_faults),
             ("GET", f"{project}/faults", self._count_faults),
             ("DELETE", f"{project}/faults", self._clear_faults),
+            ("POST", f"{project}/storm", self._start_storm),
+            ("GET", f"{project}/storm", self._count_storm),
+            ("DELETE", f"{project}/storm", self._end_storm),
+            ("POST", f"{project}/delete/events", self._delete_events),
+            ("POST", f"{project}/delete/persons", self._delete_persons),
             ("GET", f"{project}/requests", self._requests),
             ("DELETE", f"{project}/requests", self._clear_requests),
             ("GET", f"{project}/stats", self._stats),
@@ -174,6 +180,40 @@ class Control:
         faults.fired = 0
         return json_response({"remaining": 0, "fired": 0})
 
+    async def _start_storm(self, request: Request) -> Response:
+        faults = self._project(request).faults
+        faults.storm = Storm.from_json(await _json(request, None))
+        return json_response(faults.storm.counts(), status=201)
+
+    async def _count_storm(self, request: Request) -> Response:
+        return json_response(_counts(self._project(request).faults.storm))
+
+    async def _end_storm(self, request: Request) -> Response:
+        """End it; says what it did."""
+        faults = self._project(request).faults
+        storm, faults.storm = faults.storm, None
+        return json_response(_counts(storm))
+
+    async def _delete_events(self, request: Request) -> Response:
+        project, body = self._project(request), await _json(request, {"where", "uuids"})
+        condition = deletion.condition(body, "uuid", "uuids")
+        rows = await run_in_threadpool(deletion.delete_events, self._clickhouse, project, condition)
+        return json_response({"rows": rows})
+
+    async def _delete_persons(self, request: Request) -> Response:
+        project = self._project(request)
+        body = await _json(request, {"where", "person_ids", "delete_events"})
+        condition = deletion.condition(body, "id", "person_ids")
+        deleted = await run_in_threadpool(
+            deletion.delete_persons,
+            self._clickhouse,
+            project,
+            condition,
+            with_events=bool(body.get("delete_events")),
+        )
+        self._persons.forget(project)
+        return json_response(deleted)
+
     async def _requests(self, request: Request) -> Response:
         return json_response(self._project(request).journal.entries)
 
@@ -189,6 +229,10 @@ class Control:
         if project is None:
             raise ApiError(404, "Project not found.")
         return project
+
+
+def _counts(storm: Storm | None) -> dict[str, Any]:
+    return storm.counts() if storm else {"requests": 0, "faults": 0, "served": {}}
 
 
 async def _json(request: Request, known: set[str] | None) -> dict[str, Any]:
@@ -212,7 +256,7 @@ def _with_clear_errors(
     async def checked(request: Request) -> Response:
         try:
             return await endpoint(request)
-        except (UnknownSettingError, UnknownFaultError, ClickHouseError) as error:
+        except (UnknownSettingError, UnknownFaultError, UnknownStormError, ClickHouseError) as error:
             raise ApiError(400, str(error)) from error
         except KeyError as error:
             raise ApiError(400, f"Missing member: {error}.", attr=str(error.args[0])) from error

@@ -1,6 +1,7 @@
 """Scripted faults: wrong answers, broken connections, slow and lying servers, in order and counted.
 
-They are played at the level of ASGI and the socket, so what a client sees is what a broken server would do.
+Scripted ones come first; a request that none waits for is left to the project's storm (storm.py). They are
+played at the level of ASGI and the socket, so what a client sees is what a broken server would do.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import socket
 import struct
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from posthog_emulator.envelope import envelope
 from posthog_emulator.state import Fault, FaultQueue, Project
+from posthog_emulator.storm import Storm
 
 # kind -> members it may have, besides "kind" and "times".
 KINDS: Mapping[str, frozenset[str]] = {
@@ -27,7 +29,9 @@ KINDS: Mapping[str, frozenset[str]] = {
     "cut": frozenset({"after_bytes"}),
     "drip": frozenset({"seconds"}),
     "not_json": frozenset({"body", "headers"}),
-    "stale": frozenset(),
+    "stale": frozenset({"rows"}),
+    "error_envelope": frozenset(),
+    "error_field": frozenset(),
     "drop_rows": frozenset({"rows"}),
 }
 REQUIRED: Mapping[str, str] = {
@@ -36,7 +40,9 @@ REQUIRED: Mapping[str, str] = {
     "drip": "seconds",
     "drop_rows": "rows",
 }
-NEEDS_REAL_ANSWER = frozenset({"cut", "drip", "stale", "drop_rows"})
+NEEDS_REAL_ANSWER = frozenset({"cut", "drip", "stale", "drop_rows", "error_field"})
+# What changes the rows of an answer, so that an answer without any stays as it is.
+CHANGES_ROWS = frozenset({"stale", "error_field"})
 DRIPS = 20
 
 
@@ -71,45 +77,107 @@ class FaultMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, honestly or as scripted."""
         project: Project | None = scope.get("posthog.project")
-        if project is None or not project.faults.waiting:
+        if project is None or not (project.faults.waiting or project.faults.storm):
             await self._app(scope, receive, send)
             return
-        matching = [fault for fault in project.faults.waiting if _matches(fault, scope)]
+        matching = [fault for fault in project.faults.waiting if _is_for(fault, scope)]
         guards = [fault for fault in matching if "over_rows" in fault.script]
         fault = next((fault for fault in matching if fault not in guards), None)
-        if fault is None and not guards:
+        chosen = _Scripted(fault, project.faults) if fault else _from_storm(project.faults.storm, scope)
+        if chosen is None and not guards:
             await self._app(scope, receive, send)
             return
-        await self._play(fault, guards, project.faults, scope, receive, send)
+        await self._play(chosen, guards, project.faults, scope, receive, send)
 
     async def _play(
         self,
-        fault: Fault | None,
+        chosen: _Chosen | None,
         guards: list[Fault],
         queue: FaultQueue,
         scope: Scope,
         receive: Receive,
         send: Send,
     ) -> None:
-        kind = kind_of(fault.script) if fault else "pass"
-        if fault:
-            _use(fault, queue)
-        if fault and kind not in NEEDS_REAL_ANSWER and kind != "pass":
-            _note(scope, fault)
-            await _answer_without_asking(fault.script, kind, scope, receive, send)
+        kind = kind_of(chosen.script) if chosen else "pass"
+        if chosen:
+            chosen.use()
+        if chosen and kind not in NEEDS_REAL_ANSWER and kind != "pass":
+            _note(scope, chosen.name)
+            await _answer_without_asking(chosen.script, kind, scope, receive, send)
             return
         answer = await _real_answer(self._app, scope, receive)
         guard = next((guard for guard in guards if _row_count(answer) > int(guard.script["over_rows"])), None)
         if guard:
-            if fault:
-                _give_back(fault, queue)
-            _use(guard, queue)
-            _note(scope, guard)
+            if chosen:
+                chosen.give_back()
+            scripted = _Scripted(guard, queue)
+            scripted.use()
+            _note(scope, scripted.name)
             await _send_whole(_scripted_answer(guard.script), send)
             return
-        if fault and kind != "pass":
-            _note(scope, fault)
-        await _send_changed(answer, kind, fault.script if fault else {}, scope, receive, send)
+        if chosen and kind in CHANGES_ROWS and answer.status != 200:
+            chosen.give_back()
+            kind = "pass"
+        if chosen and kind != "pass":
+            _note(scope, chosen.name)
+        await _send_changed(answer, kind, chosen.script if chosen else {}, scope, receive, send)
+
+
+class _Chosen(Protocol):
+    """The fault a request gets."""
+
+    script: Mapping[str, Any]
+    name: str
+
+    def use(self) -> None:
+        """Count it."""
+
+    def give_back(self) -> None:
+        """Do as if it had not been used."""
+
+
+class _Scripted:
+    """One that waited in the queue."""
+
+    def __init__(self, fault: Fault, queue: FaultQueue) -> None:
+        self.script: Mapping[str, Any] = fault.script
+        kind = kind_of(fault.script)
+        self.name = str(fault.script["status"]) if kind == "status" else kind
+        self._fault, self._queue = fault, queue
+
+    def use(self) -> None:
+        self._fault.times -= 1
+        if self._fault.times <= 0:
+            self._queue.waiting.remove(self._fault)
+        self._queue.fired += kind_of(self.script) != "pass"
+
+    def give_back(self) -> None:
+        if self._fault.times <= 0:
+            self._queue.waiting.insert(0, self._fault)
+        self._fault.times += 1
+        self._queue.fired -= kind_of(self.script) != "pass"
+
+
+class _Stormy:
+    """One that a storm drew."""
+
+    def __init__(self, storm: Storm, kind: str, share: float) -> None:
+        self.script: Mapping[str, Any] = storm.script(kind, share)
+        self.name = f"storm {kind}"
+        self._storm, self._kind = storm, kind
+
+    def use(self) -> None:
+        self._storm.served[self._kind] += 1
+
+    def give_back(self) -> None:
+        self._storm.served[self._kind] -= 1
+
+
+def _from_storm(storm: Storm | None, scope: Scope) -> _Stormy | None:
+    if storm is None or not _is_for(storm, scope):
+        return None
+    drawn = storm.next_kind(str(scope["posthog.resource"]))
+    return _Stormy(storm, *drawn) if drawn else None
 
 
 def parse_faults(body: Mapping[str, Any]) -> list[Fault]:
@@ -142,31 +210,14 @@ def _parse_fault(script: Any, method: str | None, path: str) -> Fault:
     )
 
 
-def _matches(fault: Fault, scope: Scope) -> bool:
+def _is_for(fault: Fault | Storm, scope: Scope) -> bool:
     if fault.method and fault.method != scope["method"]:
         return False
     return str(scope["posthog.resource"]).startswith(fault.path)
 
 
-def _use(fault: Fault, queue: FaultQueue) -> None:
-    fault.times -= 1
-    if fault.times <= 0:
-        queue.waiting.remove(fault)
-    if kind_of(fault.script) != "pass":
-        queue.fired += 1
-
-
-def _give_back(fault: Fault, queue: FaultQueue) -> None:
-    if fault.times <= 0:
-        queue.waiting.insert(0, fault)
-    fault.times += 1
-    if kind_of(fault.script) != "pass":
-        queue.fired -= 1
-
-
-def _note(scope: Scope, fault: Fault) -> None:
-    kind = kind_of(fault.script)
-    scope["state"]["journal"]["fault"] = str(fault.script["status"]) if kind == "status" else kind
+def _note(scope: Scope, name: str) -> None:
+    scope["state"]["journal"]["fault"] = name
 
 
 async def _answer_without_asking(
@@ -182,11 +233,18 @@ async def _send_changed(
     answer: Answer, kind: str, script: Mapping[str, Any], scope: Scope, receive: Receive, send: Send
 ) -> None:
     if kind == "cut":
-        await _cut(answer, int(script["after_bytes"]), scope, receive, send)
+        after = (
+            int(script["after_bytes"]) if "after_bytes" in script else int(script["share"] * len(answer.body))
+        )
+        await _cut(answer, after, scope, receive, send)
     elif kind == "drip":
         await _drip(answer, float(script["seconds"]), send)
     elif kind == "stale":
-        await _send_whole(_edit_json(answer, _mark_stale), send)
+        await _send_whole(
+            _edit_json(answer, lambda body: _mark_stale(body, int(script.get("rows", 0)))), send
+        )
+    elif kind == "error_field":
+        await _send_whole(_edit_json(answer, _empty_with_error), send)
     elif kind == "drop_rows":
         await _send_whole(_edit_json(answer, lambda body: _drop_rows(body, int(script["rows"]))), send)
     else:
@@ -211,6 +269,8 @@ def _scripted_answer(script: Mapping[str, Any]) -> Answer:
     if script.get("kind") == "not_json":
         status, content_type = 200, b"text/html"
         body = str(script.get("body", "<html><body>Bad gateway</body></html>")).encode()
+    elif script.get("kind") == "error_envelope":
+        status, content_type, body = 200, b"application/json", orjson.dumps(envelope(500))
     else:
         status, content_type = int(script["status"]), b"application/json"
         given = script.get("body")
@@ -218,7 +278,9 @@ def _scripted_answer(script: Mapping[str, Any]) -> Answer:
     headers = [
         (name.lower().encode(), str(value).encode()) for name, value in script.get("headers", {}).items()
     ]
-    return Answer(status, [(b"content-type", content_type), *headers], b"").with_body(body)
+    if not any(name == b"content-type" for name, _ in headers):
+        headers.append((b"content-type", content_type))
+    return Answer(status, headers, b"").with_body(body)
 
 
 async def _send_whole(answer: Answer, send: Send) -> None:
@@ -289,11 +351,15 @@ def _row_count(answer: Answer) -> int:
     return 0 if rows is None else len(rows)
 
 
-def _rows_of(body: dict[str, Any]) -> list[Any] | None:
-    """The rows of an answer; those of an async query sit two levels deeper."""
+def _result_of(body: dict[str, Any]) -> dict[str, Any]:
+    """What holds the rows of an answer; in that of an async query it sits two levels deeper."""
     status = body.get("query_status")
     nested = status.get("results") if isinstance(status, dict) else None
-    rows = nested.get("results") if isinstance(nested, dict) else body.get("results")
+    return nested if isinstance(nested, dict) else body
+
+
+def _rows_of(body: dict[str, Any]) -> list[Any] | None:
+    rows = _result_of(body).get("results")
     return rows if isinstance(rows, list) else None
 
 
@@ -303,5 +369,15 @@ def _drop_rows(body: dict[str, Any], rows: int) -> None:
         del found[-rows:]
 
 
-def _mark_stale(body: dict[str, Any]) -> None:
-    body["is_cached"] = True
+def _mark_stale(body: dict[str, Any], rows: int) -> None:
+    """An answer from before the last so many rows were there."""
+    _drop_rows(body, rows)
+    _result_of(body)["is_cached"] = True
+
+
+def _empty_with_error(body: dict[str, Any]) -> None:
+    """How PostHog hides a ClickHouse error in a 200 (query_api.md, section 3)."""
+    if _rows_of(body) is not None:
+        _result_of(body).update(
+            results=[], columns=[], types=[], error="ClickHouse error while executing query."
+        )

@@ -28,6 +28,11 @@ class QueryAnswer:
     read_rows: int
     read_bytes: int
 
+    @property
+    def size(self) -> int:
+        """Bytes of its rows."""
+        return len(self.rows_json)
+
     def body(self, *, is_cached: bool, query_status: Mapping[str, Any] | None = None) -> bytes:
         """Write the response."""
         members = {**self.members, "is_cached": is_cached, "query_status": query_status}

@@ -5,7 +5,7 @@ It decides when a query runs and what is remembered of it. What the SQL says is 
 """
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -14,17 +14,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from posthog_emulator.clickhouse import Answer, ClickHouse, ClickHouseError
+from posthog_emulator.clickhouse import Answer, ClickHouse, ClickHouseError, Progress
 from posthog_emulator.envelope import ApiError, json_response
 from posthog_emulator.hogql.printer import Printed, print_query
+from posthog_emulator.memory import Shelf, is_kept
 from posthog_emulator.query_answer import QueryAnswer, build_answer, join_json
 from posthog_emulator.query_errors import exposed_message, to_api_error
 from posthog_emulator.query_log import QueryLog
-from posthog_emulator.query_request import QueryRequest, read_request
+from posthog_emulator.query_request import QueryRequest, label_prefix, read_request
 from posthog_emulator.query_slots import QuerySlots
 from posthog_emulator.state import Project, State
 
-ASYNC_STATUS_LIFE = timedelta(minutes=20)
+CANCELLED = "Cancelled query on clickhouse"
+DEQUEUED = "Only tried to dequeue, not cancelling query on clickhouse"
+NOT_STARTED = Progress(0, 0, 0, 0.0, 0)
 LAZY_FRESHNESS = timedelta(hours=6)
 # What PostHog appends to every query, as far as it can change a result (hogql.md, section 1).
 PRINTER_SETTINGS = {
@@ -45,8 +48,14 @@ class AsyncQuery:
     answer: QueryAnswer | None = None
     error: ApiError | None = None
     task: asyncio.Task[None] | None = None
+    is_dequeued: bool = False
 
-    def status(self) -> dict[str, Any]:
+    @property
+    def size(self) -> int:
+        """Bytes of its rows."""
+        return self.answer.size if self.answer else 0
+
+    def status(self, progress: Progress | None = None) -> dict[str, Any]:
         """PostHog's `query_status`, without results."""
         return {
             "id": self.request.client_query_id,
@@ -60,16 +69,16 @@ class AsyncQuery:
             "end_time": self.ended_at,
             "expiration_time": self.expires_at,
             "task_id": self.request.client_query_id,
-            "query_progress": None,
+            "query_progress": asdict(progress) if progress else None,
             "labels": None,
             "insight_id": None,
             "dashboard_id": None,
         }
 
-    def body(self) -> bytes:
+    def body(self, progress: Progress | None = None) -> bytes:
         """Write `{"query_status": …}`, with the whole response inside once there is one."""
         results = self.answer.body(is_cached=False) if self.answer else b"null"
-        return b'{"query_status":' + join_json(self.status(), "results", results) + b"}"
+        return b'{"query_status":' + join_json(self.status(progress), "results", results) + b"}"
 
     def http_status(self) -> int:
         """Tell running, done and failed apart."""
@@ -82,8 +91,8 @@ class AsyncQuery:
 class _Memory:
     """What the server remembers of queries, in PostHog's Redis."""
 
-    answers: dict[str, QueryAnswer] = field(default_factory=dict)
-    async_queries: dict[tuple[int, str], AsyncQuery] = field(default_factory=dict)
+    answers: Shelf[str, QueryAnswer] = field(default_factory=Shelf)
+    async_queries: Shelf[tuple[int, str], AsyncQuery] = field(default_factory=Shelf)
 
 
 class QueryApi:
@@ -109,7 +118,7 @@ class QueryApi:
     async def _create(self, http: Request) -> Response:
         request = read_request(await http.body(), http.state.project)
         journal = _journal(http, request)
-        cached = self._memory.answers.get(request.cache_key)
+        cached = self._find_cached(request.cache_key)
         if self._may_serve(request, cached):
             assert cached is not None  # noqa: S101 - _may_serve said so
             return self._respond(cached, journal, is_cached=True)
@@ -135,14 +144,15 @@ class QueryApi:
     def _start_async(
         self, request: QueryRequest, stale: QueryAnswer | None, journal: dict[str, Any]
     ) -> Response:
+        self._forget_expired()
         key = (request.project.id, request.client_query_id)
         running = self._find_async(*key)
         if running is not None and request.refresh != "force_async":
             # Re-using an id gives the earlier query, whatever is asked now (execute_async.py).
             return _json(running.body(), running.http_status())
         now = self._state.now()
-        query = AsyncQuery(request, now, now + ASYNC_STATUS_LIFE)
-        self._memory.async_queries[key] = query
+        query = AsyncQuery(request, now, now + _status_life(request.project))
+        self._memory.async_queries.put(key, query)
         query.task = asyncio.create_task(self._run_async(query, journal))
         status = {**query.status(), "results": None}
         if request.refresh == "force_async":
@@ -154,19 +164,27 @@ class QueryApi:
 
     async def _run_async(self, query: AsyncQuery, journal: dict[str, Any]) -> None:
         try:
-            query.answer = await self._compute(query.request, journal, is_async=True)
+            query.answer = await self._compute(query.request, journal, is_async=True, queued=query)
         except ApiError as error:
             query.error = error
         query.ended_at = self._state.now()
-        query.expires_at = query.ended_at + ASYNC_STATUS_LIFE
+        query.expires_at = query.ended_at + _status_life(query.request.project)
+        self._memory.async_queries.shrink()
 
     async def _compute(
-        self, request: QueryRequest, journal: dict[str, Any], *, is_async: bool
+        self,
+        request: QueryRequest,
+        journal: dict[str, Any],
+        *,
+        is_async: bool,
+        queued: AsyncQuery | None = None,
     ) -> QueryAnswer:
         async with self._slots.slot(request.project):
             await asyncio.sleep(request.project.settings.latency_s)
+            if queued is not None and queued.is_dequeued:
+                raise ApiError(500)
             try:
-                printed, answer = await run_in_threadpool(self._run, request, is_async=is_async)
+                printed, answer = await run_in_threadpool(self._run, request, journal, is_async=is_async)
             except Exception as error:
                 raise to_api_error(error) from error
         result = build_answer(request, printed, answer, self._state.now())
@@ -176,63 +194,88 @@ class QueryApi:
             result_rows=result.row_count,
             is_cached=False,
         )
-        self._memory.answers[request.cache_key] = result
+        self._memory.answers.put(request.cache_key, result)
         return result
 
-    def _run(self, request: QueryRequest, *, is_async: bool) -> tuple[Printed, Answer]:
+    def _run(
+        self, request: QueryRequest, journal: dict[str, Any], *, is_async: bool
+    ) -> tuple[Printed, Answer]:
         """Print and run one query; in a thread."""
         printed = print_query(request.query, request.context())
         if "query_log" in printed.sql:
             self._log.flush()
-        started_at = self._state.now()
-        outcome: Answer | ClickHouseError
+        started_at, label = self._state.now(), request.label()
+        error = None
         try:
-            outcome = self._clickhouse.run(
-                printed.sql, settings=_limits(request.project, is_async=is_async), query_id=_label(request)
+            answer = self._clickhouse.run(
+                printed.sql, settings=_limits(request.project, is_async=is_async), query_id=label
             )
-        except ClickHouseError as error:
-            outcome = error
+        except ClickHouseError as failure:
+            error = failure
         self._log.add(
             started_at,
             self._state.now(),
-            outcome,
+            error,
             team_id=request.project.id,
-            query_id=request.client_query_id,
+            query_id=label,
+            client_query_id=request.client_query_id,
             query=request.query,
             name=request.name,
             endpoint=f"/api/projects/{request.project.id}/query/",
+            api_key_mask=journal.get("api_key_mask", ""),
         )
-        if isinstance(outcome, ClickHouseError):
-            raise outcome
-        return printed, outcome
+        if error is None:
+            return printed, answer
+        if cost := self._clickhouse.costs([label]).get(label):
+            journal.update(
+                read_rows=cost.read_rows, read_bytes=cost.read_bytes
+            )  # PostHog bills it all the same
+        raise error
 
     async def _retrieve(self, http: Request) -> Response:
         query = self._find_async(http.state.project.id, http.path_params["query_id"])
         if query is None:
             raise _not_found(http)
-        return _json(query.body(), query.http_status())
+        progress = None
+        if http.query_params.get("show_progress") == "true" and query.ended_at is None:
+            prefix = query.request.label_prefix
+            progress = await run_in_threadpool(self._clickhouse.progress, prefix) or NOT_STARTED
+        return _json(query.body(progress), query.http_status())
 
     async def _destroy(self, http: Request) -> Response:
+        """Cancel a query, async or not: execute_async.py, cancel_query."""
         project, query_id = http.state.project, http.path_params["query_id"]
         query = self._find_async(project.id, query_id)
         if query is not None and query.ended_at is not None:
             return json_response({"message": "Query already complete"})
         if query is not None:
-            del self._memory.async_queries[project.id, query_id]
-        if http.query_params.get("dequeue_only") != "true":
-            await run_in_threadpool(self._clickhouse.cancel, f"{project.id}_{query_id}")
-        return json_response({"message": "Query task revoked"})
+            query.is_dequeued = True
+            self._memory.async_queries.drop((project.id, query_id))
+        if http.query_params.get("dequeue_only") == "true":
+            return json_response({"message": DEQUEUED})
+        await run_in_threadpool(self._clickhouse.cancel, label_prefix(project.id, query_id))
+        return json_response({"message": CANCELLED})
 
     async def _refuse_action(self, _http: Request) -> Response:
         # posthog/permissions.py: these actions are in no scope's list.
         raise ApiError(403, "This action does not support personal API key access")
 
+    def _find_cached(self, key: str) -> QueryAnswer | None:
+        cached = self._memory.answers.get(key)
+        if cached is not None and not is_kept(cached.computed_at, self._state.now()):
+            self._memory.answers.drop(key)
+            return None
+        return cached
+
     def _find_async(self, project_id: int, query_id: str) -> AsyncQuery | None:
         query = self._memory.async_queries.get((project_id, query_id))
-        if query is not None and query.expires_at <= self._state.now():
-            del self._memory.async_queries[project_id, query_id]
-            return None
-        return query
+        return query if query is not None and query.expires_at > self._state.now() else None
+
+    def _forget_expired(self) -> None:
+        now = self._state.now()
+        for key, query in self._memory.async_queries.items():
+            if query.expires_at <= now:
+                self._memory.async_queries.drop(key)
 
 
 def _runs_async(refresh: str, cached: QueryAnswer | None) -> bool:
@@ -252,16 +295,24 @@ def _limits(project: Project, *, is_async: bool) -> dict[str, object]:
     return limits
 
 
-def _label(request: QueryRequest) -> str:
-    return f"{request.project.id}_{request.client_query_id}"
+def _status_life(project: Project) -> timedelta:
+    return timedelta(seconds=project.settings.async_status_life_s)
 
 
 def _journal(http: Request, request: QueryRequest) -> dict[str, Any]:
     journal: dict[str, Any] = getattr(http.state, "journal", {})
     journal.update(
-        query=request.query, name=request.name, client_query_id=request.client_query_id, is_cached=False
+        query=request.query,
+        name=request.name,
+        client_query_id=request.client_query_id,
+        is_cached=False,
+        api_key_mask=_mask(http.state.key.value),
     )
     return journal
+
+
+def _mask(key: str) -> str:
+    return f"{key[:4]}...{key[-4:]}"
 
 
 def _json(body: bytes, status: int) -> Response:

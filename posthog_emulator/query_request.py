@@ -47,6 +47,15 @@ class QueryRequest:
     cache_key: str
     values: Mapping[str, Any] = field(default_factory=dict)
 
+    def label(self) -> str:
+        """ClickHouse's id of one run of it: whoever asks twice under one id runs two queries."""
+        return f"{self.label_prefix}{uuid.uuid4().hex[:8]}"
+
+    @property
+    def label_prefix(self) -> str:
+        """What the ids of all its runs begin with."""
+        return label_prefix(self.project.id, self.client_query_id)
+
     def context(self) -> Context:
         """Everything the printer needs to know of the asker."""
         settings = self.project.settings
@@ -60,9 +69,18 @@ class QueryRequest:
             default_rows=settings.default_rows,
             offset_allowed=settings.offset_allowed,
             hidden_columns=settings.hidden_columns,
+            hidden_tables=settings.hidden_tables,
+            denied_tables=settings.denied_tables,
+            query_log_delay_s=settings.query_log_delay_s,
+            old_query_log=settings.old_query_log,
             cohorts=_current_cohorts(self.project),
             values=self.values,
         )
+
+
+def label_prefix(project_id: int, client_query_id: str) -> str:
+    """What the ids begin with that ClickHouse gives to the queries of one client_query_id."""
+    return f"{project_id}_{client_query_id}_"
 
 
 def read_request(body: bytes, project: Project) -> QueryRequest:

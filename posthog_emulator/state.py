@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from posthog_emulator.storm import Storm
+
 DEFAULT_RATE_LIMITS: Mapping[str, tuple[int, int]] = {
     "api_queries": (240, 2400),
     "default": (480, 4800),
@@ -41,6 +43,11 @@ class ProjectSettings:
     cache_ttl_s: float = 300.0
     offset_allowed: bool = False
     hidden_columns: tuple[str, ...] = ()
+    hidden_tables: tuple[str, ...] = ()
+    denied_tables: tuple[str, ...] = ()
+    query_log_delay_s: float = 7.5
+    old_query_log: bool = False
+    async_status_life_s: float = 1200.0
     gzip: bool = True
 
     def update(self, changes: Mapping[str, Any]) -> None:
@@ -57,8 +64,8 @@ class ProjectSettings:
     def _checked(self, name: str, value: Any) -> Any:
         if name == "rate_limits":
             return self.rate_limits | _rate_limits(value)
-        if name == "hidden_columns":
-            return tuple(str(column) for column in value)
+        if name in {"hidden_columns", "hidden_tables", "denied_tables"}:
+            return tuple(str(one) for one in value)
         wanted = type(getattr(self, name))
         if wanted is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
@@ -98,6 +105,7 @@ class FaultQueue:
 
     waiting: list[Fault] = field(default_factory=list)
     fired: int = 0
+    storm: Storm | None = None
 
     @property
     def remaining(self) -> int:

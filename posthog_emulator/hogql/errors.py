@@ -2,6 +2,7 @@
 
     HogQLError              hogql_error         the base; also what PostHog has and this emulator has not
     ├── HogQLSyntaxError    hogql_syntax_error  the text does not parse
+    ├── TableAccessDenied…  table_access_denied the table is there, but not for whoever owns the key
     ├── QueryError          hogql_query_error   it parses, but names or asks for something that is not there
     └── ResolutionError     invalid_input       PostHog's internal errors, shown without a HogQL code
 
@@ -25,6 +26,12 @@ class QueryError(HogQLError):
     """It parses, but it is not a query that PostHog runs."""
 
     code = "hogql_query_error"
+
+
+class TableAccessDeniedError(HogQLError):
+    """The table is there, but not for whoever owns the key."""
+
+    code = "table_access_denied"
 
 
 class ResolutionError(HogQLError):

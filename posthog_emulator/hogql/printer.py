@@ -8,14 +8,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from posthog_emulator.hogql.errors import HogQLError, QueryError, not_emulated
+from posthog_emulator.hogql.errors import HogQLError, QueryError, TableAccessDeniedError, not_emulated
 from posthog_emulator.hogql.expressions import Expressions, and_sql
 from posthog_emulator.hogql.functions import find_function
 from posthog_emulator.hogql.hogql_text import to_hogql
 from posthog_emulator.hogql.lazy import Pushed, lazy_select, overrides_select
 from posthog_emulator.hogql.literals import identifier
 from posthog_emulator.hogql.parser import Node, parse_select
-from posthog_emulator.hogql.schema import NUMBERS, RAW_PERSONS, Column, Table, find_table
+from posthog_emulator.hogql.schema import (
+    NUMBERS,
+    OLD_QUERY_LOG,
+    QUERY_LOG,
+    RAW_PERSONS,
+    Column,
+    Table,
+    find_table,
+)
 from posthog_emulator.hogql.scope import Context, Scope, Source, Value
 
 OFFSET_REFUSED = (
@@ -267,13 +275,21 @@ class _Printer:
         if name in scope.ctes and scope.ctes[name]["node"] in {"SelectQuery", "SelectSetQuery"}:
             inner = replace(scope, ctes={key: item for key, item in scope.ctes.items() if key != name})
             return self._subquery_source(scope.ctes[name], join.get("alias") or name, inner)
-        known = find_table(name)
+        known = self._find_table(name)
         if (join.get("table_args") is not None) != (known is NUMBERS):
             raise QueryError(
                 f"Table '{name}' {'requires' if known is NUMBERS else 'does not accept'} arguments"
             )
         sql_name = join.get("alias") or (name if known.is_lazy else known.stored)
         return Source(join.get("alias") or name, sql_name, self._visible(known), known)
+
+    def _find_table(self, name: str) -> Table:
+        table = find_table(name)
+        if name in self._context.hidden_tables:
+            raise QueryError(f"Unknown table `{name}`.")
+        if name in self._context.denied_tables:
+            raise TableAccessDeniedError(f"You don't have access to table `{name}`.")
+        return OLD_QUERY_LOG if table is QUERY_LOG and self._context.old_query_log else table
 
     def _visible(self, table: Table) -> dict[str, Column]:
         hidden = self._context.hidden_columns
@@ -318,7 +334,14 @@ class _Printer:
     def _guard(self, source: Source) -> str:
         if source.table is None or source.table.is_lazy or source.table is NUMBERS:
             return ""
-        return f"equals({identifier(source.sql_name)}.team_id, {self._context.team_id})"
+        name = identifier(source.sql_name)
+        team = f"equals({name}.team_id, {self._context.team_id})"
+        if source.table.name != "query_log":
+            return team
+        # Written to ClickHouse at once, and seen when PostHog's server would have flushed its log.
+        delay_us = int(self._context.query_log_delay_s * 1_000_000)
+        seen = f"lessOrEquals({name}.ended_at_us, minus(toUnixTimestamp64Micro(now64(6)), {delay_us}))"
+        return and_sql([team, seen])
 
     def _table_sql(self, join: Node, source: Source, pushed: Pushed) -> str:
         alias = f" AS {identifier(source.sql_name)}" if source.sql_name else ""

@@ -108,15 +108,7 @@ COHORT_COLUMNS = {
     "cohort_id": Column("cohort_id", "number"),
     "team_id": Column("team_id", "number", in_asterisk=False),
 }
-QUERY_LOG_COLUMNS = {
-    "event_date": Column("event_date", "date"),
-    "event_time": Column("event_time", "datetime"),
-    "query_id": Column("query_id"),
-    "endpoint": Column("endpoint"),
-    "query": Column("query"),
-    "query_start_time": Column("query_start_time", "datetime"),
-    "query_duration_ms": Column("query_duration_ms", "number"),
-    "hogql_name": Column("name"),
+QUERY_LOG_COSTS = {
     "created_by": Column("created_by", "number"),
     "read_rows": Column("read_rows", "number"),
     "read_bytes": Column("read_bytes", "number"),
@@ -126,7 +118,40 @@ QUERY_LOG_COLUMNS = {
     "status": Column("status"),
     "exception_code": Column("exception_code", "number"),
     "is_personal_api_key_request": Column("is_personal_api_key_request", "bool"),
+    "cpu_microseconds": Column("cpu_microseconds", "number"),
+    "RealTimeMicroseconds": Column("real_time_microseconds", "number"),
 }
+QUERY_LOG_START = {
+    "event_date": Column("event_date", "date"),
+    "event_time": Column("event_time", "datetime"),
+    "endpoint": Column("endpoint"),
+    "query": Column("query"),
+    "query_start_time": Column("query_start_time", "datetime"),
+    "query_duration_ms": Column("query_duration_ms", "number"),
+}
+# query_log_archive.py: query_id is the client's id in the newest version, and ClickHouse's before.
+QUERY_LOG = Table(
+    "query_log",
+    "query_log",
+    {
+        **QUERY_LOG_START,
+        "query_id": Column("client_query_id"),
+        "name": Column("name"),
+        **QUERY_LOG_COSTS,
+        "exception_name": Column("exception_name"),
+        "api_key_mask": Column("api_key_mask"),
+    },
+)
+OLD_QUERY_LOG = Table(
+    "query_log",
+    "query_log",
+    {
+        **QUERY_LOG_START,
+        "query_id": Column("query_id"),
+        "hogql_name": Column("name"),
+        **QUERY_LOG_COSTS,
+    },
+)
 NUMBERS = Table("numbers", "numbers", {"number": Column("number", "number")})
 
 TABLES = {
@@ -154,7 +179,7 @@ TABLES = {
             {**COHORT_COLUMNS, "sign": Column("sign", "number"), "version": Column("version", "number")},
         ),
         Table("static_cohort_people", "person_static_cohort", COHORT_COLUMNS),
-        Table("query_log", "query_log", QUERY_LOG_COLUMNS),
+        QUERY_LOG,
         NUMBERS,
     )
 }

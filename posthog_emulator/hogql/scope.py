@@ -21,6 +21,10 @@ class Context:
     default_rows: int = 100
     offset_allowed: bool = False
     hidden_columns: Sequence[str] = ()
+    hidden_tables: Sequence[str] = ()
+    denied_tables: Sequence[str] = ()
+    query_log_delay_s: float = 0.0
+    old_query_log: bool = False
     cohorts: Sequence[tuple[int, int]] = ()
     values: Mapping[str, Any] = field(default_factory=dict)
 

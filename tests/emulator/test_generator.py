@@ -121,6 +121,37 @@ def test_a_skewed_product_has_one_event_and_one_user_above_all(project: Project)
     assert top_user == pytest.approx(0.20 * 5000, rel=0.15)
 
 
+def test_a_quiet_product_has_fifty_events_on_each_day_of_five_years(project: Project) -> None:
+    generate(
+        project,
+        shape="dense",
+        events=91_300,
+        days=1826,
+        persons=100,
+        properties_bytes=10,
+        nasty=False,
+        cohorts=0,
+    )
+    fewest, most, days = project.server.sql(
+        "SELECT min(events), max(events), count() FROM (SELECT toDate(timestamp) AS day, count() AS events"
+        f" FROM events WHERE team_id = {project.id} GROUP BY day)"
+    )[0]
+    assert (fewest, most, days) == (50, 50, 1826)
+
+
+def test_a_dense_day_is_even_and_has_all_the_names(project: Project) -> None:
+    generate(project, shape="dense", events=24_000, days=1, event_names=30, properties_bytes=10, nasty=False)
+    hours = project.measure("count()", "GROUP BY toStartOfHour(timestamp)")
+    assert hours == [[1000]] * 24
+    assert project.measure("uniqExact(event)") == [[30]]
+
+
+def test_a_bursty_product_has_most_of_its_events_in_three_hours(project: Project) -> None:
+    generate(project, shape="bursty", events=20_000, properties_bytes=10, nasty=False)
+    hours = project.measure("count()", "GROUP BY toStartOfHour(timestamp) ORDER BY count() DESC LIMIT 3")
+    assert sum(hour[0] for hour in hours) > 0.7 * 20_000
+
+
 def test_the_nasty_rows_are_all_there(project: Project) -> None:
     generate(project)
     names = {row[0] for row in project.measure("DISTINCT event")}

@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
 from typing import Any
 
 import httpx
@@ -28,6 +29,22 @@ def poll(project: Project, query_id: str) -> httpx.Response:
     project.settings(rate_limits=NO_LIMITS)
     over: httpx.Response = until(lambda: get(project, query_id), lambda seen: seen.status_code != 202)
     return over
+
+
+def cancel(project: Project, query_id: str) -> dict[str, Any]:
+    """Cancel a query; what the server says to it."""
+    answered = project.server.http.delete(
+        f"/api/projects/{project.id}/query/{query_id}/", headers=bearer(project.api_key)
+    )
+    assert answered.status_code == 200
+    found: dict[str, Any] = answered.json()
+    return found
+
+
+def has_read(polled: dict[str, Any]) -> bool:
+    """Whether a polled query is known to have read something."""
+    progress = polled["query_status"]["query_progress"]
+    return progress is not None and progress["rows_read"] > 0
 
 
 def until(look: Callable[[], Any], is_it: Callable[[Any], bool]) -> Any:
@@ -68,15 +85,79 @@ def test_the_journal_tells_what_a_query_read(project: Project) -> None:
 
 
 def test_query_log_tells_what_a_query_cost(project: Project) -> None:
+    project.settings(query_log_delay_s=0.0)
     add_events(project, 10)
-    answer(project, "SELECT event FROM events LIMIT 4", name="export")
-    ask(project, "SELECT event + 1 FROM events")
-    log = rows(
+    answer(project, "SELECT event FROM events LIMIT 4", name="export", client_query_id="mine")
+    entry = project.requests()[-1]
+    columns = "query_id, name, query, status, read_rows, read_bytes, result_rows"
+    (row,) = rows(project, f"SELECT {columns} FROM query_log")
+    text = "SELECT event FROM events LIMIT 4"
+    assert row == ["mine", "export", text, "QueryFinish", 10, entry["read_bytes"], 4]
+    assert rows(
         project,
-        "SELECT hogql_name, query, status, read_rows, result_rows FROM query_log ORDER BY status DESC",
+        "SELECT memory_usage > 0, cpu_microseconds > 0, query_duration_ms >= 0, event_date = today(),"
+        " is_personal_api_key_request, exception_name FROM query_log WHERE query_id = 'mine'",
+    ) == [[1, 1, 1, 1, True, ""]]
+
+
+def test_query_log_counts_what_a_stopped_query_had_read(project: Project) -> None:
+    project.settings(query_log_delay_s=0.0, query_timeout_s=0.2)
+    assert ask(project, ENDLESS, client_query_id="slow").status_code == 504
+    columns = "status, exception_name, exception_code, read_bytes"
+    ((*end, read_bytes),) = rows(project, f"SELECT {columns} FROM query_log WHERE query_id = 'slow'")
+    assert end == ["ExceptionWhileProcessing", "TIMEOUT_EXCEEDED", 159]
+    assert read_bytes > 1_000_000
+    assert project.requests()[0]["read_bytes"] == read_bytes
+    assert project.stats()["read_bytes"] >= read_bytes
+
+
+def test_query_log_holds_what_clickhouse_refused_and_not_what_hogql_refused(project: Project) -> None:
+    project.settings(query_log_delay_s=0.0)
+    ask(project, "SELECT event + 1 FROM events", client_query_id="types")
+    ask(project, "SELECT nope FROM events", client_query_id="names")
+    assert rows(project, "SELECT query_id, status, read_bytes FROM query_log") == [
+        ["types", "ExceptionBeforeStart", 0]
+    ]
+
+
+def test_query_log_shows_a_query_only_some_seconds_later(project: Project) -> None:
+    answer(project, "SELECT 1", client_query_id="one")
+    assert rows(project, "SELECT query_id FROM query_log") == []
+    project.settings(query_log_delay_s=0.0)
+    assert "one" in column(project, "SELECT query_id FROM query_log")
+
+
+def test_query_log_is_a_projects_own(server: Server) -> None:
+    project, other = server.project(), server.project()
+    for one in (project, other):
+        one.settings(query_log_delay_s=0.0)
+    answer(project, "SELECT 1")
+    assert rows(other, "SELECT query_id FROM query_log") == []
+
+
+def test_an_older_query_log_names_clickhouses_ids(project: Project) -> None:
+    project.settings(query_log_delay_s=0.0, old_query_log=True)
+    answer(project, "SELECT 1", client_query_id="mine", name="label")
+    ((query_id, name),) = rows(project, "SELECT query_id, hogql_name FROM query_log")
+    assert query_id.startswith(f"{project.id}_mine_")
+    assert name == "label"
+    assert refusal(project, "SELECT name FROM query_log") == (400, "hogql_query_error")
+
+
+def test_no_version_of_query_log_has_a_client_query_id(project: Project) -> None:
+    for old in (False, True):
+        project.settings(old_query_log=old)
+        assert refusal(project, "SELECT client_query_id FROM query_log") == (400, "hogql_query_error")
+
+
+def test_a_table_can_be_denied_or_unknown(project: Project) -> None:
+    project.settings(denied_tables=["query_log"], hidden_tables=["groups"])
+    denied = ask(project, "SELECT 1 FROM query_log").json()
+    assert (denied["code"], denied["detail"]) == (
+        "table_access_denied",
+        "You don't have access to table `query_log`.",
     )
-    assert log[0] == ["export", "SELECT event FROM events LIMIT 4", "QueryFinish", 10, 4]
-    assert log[1][2] == "ExceptionWhileProcessing"
+    assert refusal(project, "SELECT 1 FROM groups") == (400, "hogql_query_error")
 
 
 def test_answers_are_compressed_only_when_asked_for(project: Project) -> None:
@@ -212,15 +293,96 @@ def test_an_unknown_query_is_a_404_and_so_is_another_projects(server: Server) ->
 
 def test_delete_stops_a_running_query_for_real(project: Project) -> None:
     name = f"endless-{uuid.uuid4()}"
-    running = f"SELECT count() FROM system.processes WHERE Settings['log_comment'] LIKE '%{name}'"
+    running = f"SELECT count() FROM system.processes WHERE Settings['log_comment'] LIKE '%{name}%'"
     ask(project, ENDLESS, refresh="force_async", client_query_id=name)
     until(lambda: project.server.sql(running), lambda seen: seen[0][0] == 1)
     cancelled = project.server.http.delete(
         f"/api/projects/{project.id}/query/{name}/", headers=bearer(project.api_key)
     )
-    assert cancelled.status_code == 200
+    assert cancelled.json() == {"message": "Cancelled query on clickhouse"}
     until(lambda: project.server.sql(running), lambda seen: seen[0][0] == 0)
     assert get(project, name).status_code == 404
+
+
+def test_delete_stops_a_blocking_query_too(project: Project) -> None:
+    with ThreadPoolExecutor() as pool:
+        blocking = pool.submit(ask, project, ENDLESS, client_query_id="mine")
+        running = (
+            f"SELECT count() FROM system.processes WHERE Settings['log_comment'] LIKE '{project.id}_mine_%'"
+        )
+        until(lambda: project.server.sql(running), lambda seen: seen[0][0] == 1)
+        cancel(project, "mine")
+        stopped = blocking.result()
+    assert (stopped.status_code, stopped.json()["code"]) == (500, "error")
+    assert project.server.sql(running) == [[0]]
+
+
+def test_delete_stops_the_query_of_one_id_and_of_one_project(server: Server) -> None:
+    project, other = server.project(), server.project()
+    asked = [(project, "a"), (project, "ab"), (other, "a")]
+    for one, name in asked:
+        one.settings(rate_limits=NO_LIMITS)
+        ask(one, ENDLESS, refresh="force_async", client_query_id=name)
+    progress = [(one, f"query/{name}/") for one, name in asked]
+    for one, path in progress:
+        until(lambda: one.get(path, show_progress="true").json(), has_read)  # noqa: B023
+    cancel(project, "a")
+    assert [one.get(path).status_code for one, path in progress] == [404, 202, 202]
+    for one, name in asked[1:]:
+        cancel(one, name)
+
+
+def test_a_query_that_waits_for_its_turn_never_runs_once_it_is_cancelled(project: Project) -> None:
+    project.settings(max_concurrent_queries=1, latency_s=0.3, query_log_delay_s=0.0)
+    for name in ("first", "second"):
+        ask(project, f"SELECT '{name}'", refresh="force_async", client_query_id=name)
+    answered = project.server.http.delete(
+        f"/api/projects/{project.id}/query/second/",
+        params={"dequeue_only": "true"},
+        headers=bearer(project.api_key),
+    )
+    assert answered.json()["message"].startswith("Only tried to dequeue")
+    assert poll(project, "first").status_code == 200
+    assert get(project, "second").status_code == 404
+    assert column(project, "SELECT query_id FROM query_log") == ["first"]
+
+
+def test_a_finished_query_cannot_be_cancelled(project: Project) -> None:
+    ask(project, "SELECT 1", refresh="force_async", client_query_id="done")
+    poll(project, "done")
+    assert cancel(project, "done") == {"message": "Query already complete"}
+    assert get(project, "done").status_code == 200
+
+
+def test_progress_is_told_when_asked_for_and_only_while_it_runs(project: Project) -> None:
+    project.settings(rate_limits=NO_LIMITS)
+    ask(project, ENDLESS, refresh="force_async", client_query_id="slow")
+    seen = until(lambda: project.get("query/slow/", show_progress="true").json(), has_read)
+    assert set(seen["query_status"]["query_progress"]) == {
+        "bytes_read",
+        "rows_read",
+        "estimated_rows_total",
+        "time_elapsed",
+        "active_cpu_time",
+    }
+    assert get(project, "slow").json()["query_status"]["query_progress"] is None
+    cancel(project, "slow")
+    ask(project, "SELECT 1", refresh="force_async", client_query_id="done")
+    poll(project, "done")
+    assert project.get("query/done/", show_progress="true").json()["query_status"]["query_progress"] is None
+
+
+def test_the_result_of_an_async_query_expires(project: Project) -> None:
+    ask(project, "SELECT 1", refresh="force_async", client_query_id="kept")
+    status = poll(project, "kept").json()["query_status"]
+    ended, expires = (datetime.fromisoformat(status[name]) for name in ("end_time", "expiration_time"))
+    assert expires - ended == timedelta(minutes=20)
+    project.settings(latency_s=0.2)
+    ask(project, "SELECT 1", refresh="force_async", client_query_id="gone")
+    project.settings(async_status_life_s=0.0)
+    assert get(project, "gone").status_code == 202
+    assert until(lambda: get(project, "gone"), lambda seen: seen.status_code != 202).status_code == 404
+    assert get(project, "kept").status_code == 200
 
 
 def test_the_server_stops_though_a_query_runs() -> None:
