@@ -12,7 +12,7 @@ import sys
 import dlt
 from dlt.common.destination.exceptions import UnknownDestinationModule
 
-from posthog_source import find_cause, posthog_source
+from posthog_source import find_cause, run_sync
 
 
 def main() -> int:
@@ -20,21 +20,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Sync a PostHog project into a warehouse.")
     parser.add_argument("--destination", default="duckdb", help="any dlt destination")
     parser.add_argument("--dataset", default="posthog_data", help="schema in the warehouse")
-    parser.add_argument("--tables", nargs="*", help="all of them unless named")
+    parser.add_argument("--tables", nargs="*", default=(), help="all of them unless named")
     chosen = parser.parse_args()
     try:
-        source = posthog_source()
-        if unknown := set(chosen.tables or ()) - set(source.resources):
-            parser.error(f"no table {', '.join(unknown)}; there are {', '.join(source.resources)}")
         pipeline = dlt.pipeline(
             "posthog",
             destination=chosen.destination,
             dataset_name=chosen.dataset,
             progress=dlt.progress.log(log_period=5, dump_system_stats=False),
         )
-        if pipeline.has_pending_data:  # of a run that was stopped while loading
-            pipeline.run()
-        print(pipeline.run(source.with_resources(*chosen.tables) if chosen.tables else source))
+        print(run_sync(pipeline, tables=chosen.tables))
     except UnknownDestinationModule:
         parser.error(f"dlt knows no destination {chosen.destination!r}")
     except Exception as error:

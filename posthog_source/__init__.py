@@ -8,15 +8,21 @@ pipeline.run(posthog_source())
 """
 
 from posthog_source.errors import PosthogSourceError, find_cause
+from posthog_source.report import Budget, RunReport
+from posthog_source.runs import run_backfill, run_sync
 from posthog_source.source import EventsConfig, PeopleConfig, posthog_source
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Budget",
     "EventsConfig",
     "PeopleConfig",
     "PosthogSourceError",
+    "RunReport",
     "__version__",
     "find_cause",
     "posthog_source",
+    "run_backfill",
+    "run_sync",
 ]

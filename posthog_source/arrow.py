@@ -28,6 +28,7 @@ ARROW_TYPES: Mapping[Kind, pa.DataType] = {
     "json": pa.string(),
     "timestamp": pa.timestamp("us", "UTC"),
     "bigint": pa.int64(),
+    "double": pa.float64(),
     "bool": pa.bool_(),
 }
 
@@ -245,12 +246,20 @@ def _cast(texts: pa.Array, kind: Kind) -> pa.Array:
             return _to_timestamps(texts)
         case "bigint":
             return pc.cast(texts, pa.int64())
+        case "double":
+            return _to_finite(texts)
         case "bool":
             return pc.cast(texts, pa.bool_())
         case "json":
             return _to_json_texts(texts)
         case _:
             return texts
+
+
+def _to_finite(texts: pa.Array) -> pa.Array:
+    """Numbers; NaN and infinities, which JSON cannot hold and many warehouses refuse, become null."""
+    numbers = pc.cast(texts, pa.float64())
+    return pc.if_else(pc.is_finite(numbers), numbers, pa.scalar(None, pa.float64()))
 
 
 def _to_timestamps(texts: pa.Array) -> pa.Array:

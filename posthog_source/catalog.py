@@ -6,13 +6,17 @@ where they differ from the column's. Not here: HogQL text (`query`), dlt (`resou
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import re
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from posthog_source.config import EventsSettings, PromotedKind
+from posthog_source.errors import SettingsError
 from posthog_source.windows import Axis
 
-Kind = Literal["text", "uuid", "timestamp", "bigint", "bool", "json"]
+Kind = Literal["text", "uuid", "timestamp", "bigint", "double", "bool", "json"]
 """A column's type: `uuid` and `json` travel as text; `json` is free-form and stays whole."""
 
 Disposition = Literal["window", "snapshot", "merge"]
@@ -38,6 +42,8 @@ class Column:
         kind: Its type.
         description: For people, in the warehouse.
         field: Its name in HogQL or in the REST item, where that differs.
+        property_name: Its key in the row's `properties`, where it is no field of its own; null where the
+            value does not fit the kind.
         is_required: Never null.
         is_optional: PostHog's older servers do not know it; it is left out there, with a warning.
     """
@@ -46,6 +52,7 @@ class Column:
     kind: Kind
     description: str
     field: str = ""
+    property_name: str = ""
     is_required: bool = False
     is_optional: bool = False
 
@@ -97,6 +104,23 @@ class SortKey:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Condition:
+    """Which of a table's rows are read; every question about the table carries it.
+
+    Attributes:
+        field: A HogQL field of the sort key, so that ClickHouse need not read the others' rows.
+        only: Values of it that are read; empty means all.
+        never: Values of it that are not.
+        where: A HogQL condition of a person's own, as `config` lets it through; empty means none.
+    """
+
+    field: str
+    only: tuple[str, ...] = ()
+    never: tuple[str, ...] = ()
+    where: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Table:
     """What every table has.
 
@@ -131,6 +155,7 @@ class HogqlTable(Table):
         page_key: Names of the columns that order pages inside a slice.
         time_column: The column that windows bound, if any.
         arrival_column: The column that says when PostHog received the row, if any.
+        condition: Which rows are read; None means all.
     """
 
     sources: tuple[str, ...]
@@ -138,6 +163,7 @@ class HogqlTable(Table):
     page_key: tuple[str, ...]
     time_column: str | None = None
     arrival_column: str | None = None
+    condition: Condition | None = None
 
     def without(self, names: Collection[str]) -> HogqlTable:
         """The table less those columns."""
@@ -343,3 +369,59 @@ INSIGHTS = RestTable(
 
 TABLES: tuple[Table, ...] = (EVENTS, PERSONS, PERSON_DISTINCT_IDS, COHORTS, COHORT_PEOPLE, INSIGHTS)
 """Everything that can be exported, in the order in which it is."""
+
+
+def events_table(config: EventsSettings) -> HogqlTable:
+    """The events table as chosen: its columns and its rows.
+
+    Raises:
+        SettingsError: Promoted properties of which no column, or no column each, can be made.
+    """
+    is_chosen = {"properties": config.properties, "person_properties": config.person_properties}
+    table = EVENTS.without({name for name, is_wanted in is_chosen.items() if not is_wanted})
+    if config.person_id == "current":
+        table = table.reading({"person_id": "person_id"})
+    condition = Condition(
+        field="event", only=config.event_names, never=config.exclude_event_names, where=config.where
+    )
+    return replace(
+        table,
+        columns=table.columns + _promoted(config.promote),
+        condition=condition if condition != Condition(field="event") else None,
+    )
+
+
+def snake_case(text: str) -> str:
+    """A name that every warehouse takes and dlt leaves as it is: `$initial-utmSource` is initial_utm_source.
+
+    Accents go; what has no Latin letter or digit is empty.
+    """
+    latin = unicodedata.normalize("NFKD", text).encode("ascii", "replace").decode()
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", latin.replace("?", " "))
+    return re.sub(r"[^a-z0-9]+", "_", words.lower()).strip("_")
+
+
+def _promoted(promote: Sequence[tuple[str, PromotedKind]]) -> tuple[Column, ...]:
+    """Columns of events made from properties."""
+    made: dict[str, Column] = {}
+    for property_name, kind in promote:
+        name = _column_name(property_name)
+        if name in made:
+            raise SettingsError(
+                f"events.promote names {made[name].property_name!r} and {property_name!r}, which would both "
+                f"be the column {name}. Promote one of them. Set it under [sources.posthog.events]."
+            )
+        description = f"The event's property {property_name}"
+        made[name] = Column(name, kind, description, property_name=property_name)
+    return tuple(made.values())
+
+
+def _column_name(property_name: str) -> str:
+    name = snake_case(property_name)
+    if not name:
+        raise SettingsError(
+            f"events.promote names {property_name!r}, which has no Latin letter or digit to name a column "
+            "by. Read it from the column properties. Set it under [sources.posthog.events]."
+        )
+    is_taken = name in {column.name for column in EVENTS.columns}
+    return f"properties_{name}" if is_taken or name[0].isdigit() else name

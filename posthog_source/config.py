@@ -6,11 +6,13 @@ environment, arguments), which is dlt's work and lives in `source`.
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from posthog_source.errors import SettingsError
@@ -22,9 +24,19 @@ LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 MAX_PAGE_ROWS = 50_000
 """PostHog lowers any larger LIMIT in silence (query_api.md 2.1)."""
 
+MAX_SHOWN_CHARS = 100
+
 WriteMode = Literal["window", "upsert", "append"]
 JsonColumns = Literal["auto", "json", "text"]
 PersonId = Literal["ingested", "current"]
+PromotedKind = Literal["text", "double", "bigint", "bool", "timestamp"]
+
+HOGQL_PIECES = re.compile(
+    r"""'(?:[^'\\]|\\.)*' | "(?:[^"\\]|\\.)*" | `(?:[^`\\]|\\.)*`  # quoted whole: nothing in it counts
+    | -- | // | /\* | [\#;{}()'"`]""",
+    re.DOTALL | re.VERBOSE,
+)
+"""What may end a HogQL condition early or hide what follows it, and the quotes in which it may not."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,7 @@ class Settings:
         queries_per_hour: The same.
         rows_per_commit: Events that one run reads at most, by whole days or event names, leaving the rest
             to the next; None reads all there are. `run_sync` sets it and runs until nothing is left.
+        meter_reads: Whether to ask PostHog's query_log, once a table, what the queries made it read.
     """
 
     project_id: int
@@ -78,6 +91,7 @@ class Settings:
     queries_per_minute: int = 240
     queries_per_hour: int = 2_400
     rows_per_commit: int | None = None
+    meter_reads: bool = False
 
     def __post_init__(self) -> None:
         _require(self.project_id > 0, "project_id", "a positive whole number")
@@ -110,6 +124,9 @@ class TableSettings:
         _require(1 <= self.page_rows <= MAX_PAGE_ROWS, "page_rows", f"from 1 to {MAX_PAGE_ROWS}")
 
 
+TableKind = TypeVar("TableKind", bound=TableSettings)
+
+
 @dataclass(frozen=True, kw_only=True)
 class EventsSettings(TableSettings):
     """What only events need.
@@ -128,6 +145,14 @@ class EventsSettings(TableSettings):
         person_id: ``ingested`` is the person at ingestion, as in PostHog's own exports; ``current``
             follows merges, at the price of a join in every query.
         person_properties: Whether to load the person's properties as stored on the event.
+        properties: Whether to load the event's properties.
+        event_names: Names of the events that are read; empty means all. Sorted.
+        exclude_event_names: Names of events that are not. Sorted.
+        where: A HogQL condition that the events must meet, written by a person who is trusted; empty means
+            none. PostHog tries it out before anything is read.
+        promote: Properties that get a column of their own, and its type. PostHog takes the value from the
+            stored JSON, not by its own guess of the property's type, which can lose it (hogql.md 5); a value
+            that does not fit is null.
         json_columns: ``json`` types ``properties`` as JSON in the warehouse, ``text`` as text; ``auto``
             takes json where the destination's loader takes it from Parquet or CSV.
     """
@@ -139,6 +164,11 @@ class EventsSettings(TableSettings):
     write_mode: WriteMode = "window"
     person_id: PersonId = "ingested"
     person_properties: bool = False
+    properties: bool = True
+    event_names: tuple[str, ...] = ()
+    exclude_event_names: tuple[str, ...] = ()
+    where: str = ""
+    promote: tuple[tuple[str, PromotedKind], ...] = ()
     json_columns: JsonColumns = "auto"
 
     def __post_init__(self) -> None:
@@ -150,6 +180,63 @@ class EventsSettings(TableSettings):
         _require_choice(self.write_mode, WriteMode, "events.write_mode")
         _require_choice(self.person_id, PersonId, "events.person_id")
         _require_choice(self.json_columns, JsonColumns, "events.json_columns")
+        _require(
+            not set(self.event_names) & set(self.exclude_event_names),
+            "events.exclude_event_names",
+            "names that event_names does not have",
+        )
+
+    def choice(self) -> dict[str, object]:
+        """What is read of the events, as plain JSON: only what differs from the defaults."""
+        chosen = {name: getattr(self, name) for name in CHOICE}
+        plain = chosen | {
+            "event_names": list(self.event_names),
+            "exclude_event_names": list(self.exclude_event_names),
+            "promote": dict(self.promote),
+        }
+        return {name: plain[name] for name in CHOICE if chosen[name] != getattr(EventsSettings, name)}
+
+
+CHOICE = (
+    "event_names",
+    "exclude_event_names",
+    "where",
+    "promote",
+    "properties",
+    "person_properties",
+    "person_id",
+)
+"""Settings of events that decide which rows and columns are read."""
+
+
+def explain_change(old: Mapping[str, object] | None, new: Mapping[str, object]) -> str | None:
+    """One line about a choice of events that differs from the one that earlier loads were made with.
+
+    Args:
+        old: What `EventsSettings.choice` was then; None when it is not known.
+        new: What it is now.
+
+    Raises:
+        SettingsError: A promoted property changed its type, which a column of a warehouse cannot.
+    """
+    if old is None or old == new:
+        return None
+    before, now = _promoted(old), _promoted(new)
+    for name in before.keys() & now.keys():
+        _require(
+            before[name] == now[name],
+            "events.promote",
+            f"{before[name]} for {name!r}, as its column is already (not {now[name]})",
+        )
+    changes = [
+        f"{name} changed from {_shown(old, name)} to {_shown(new, name)}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    return (
+        f"events: {'; '.join(changes)}. Rows already loaded stay as they were; to apply it to them, run a "
+        "backfill of their time (start_date and end_date)."
+    )
 
 
 def build_settings(
@@ -181,8 +268,37 @@ def build_settings(
         base_url=parse_host(host),
         start=parse_instant(start_date, "start_date"),
         end=parse_instant(end_date, "end_date"),
-        **{name: value for name, value in limits.items() if value is not None},
+        **{
+            name: _parse(value, getattr(Settings, name), name)
+            for name, value in limits.items()
+            if value is not None
+        },
     )
+
+
+def build_table_settings(kind: type[TableKind], section: str, values: Mapping[str, object]) -> TableKind:
+    """Checks what a person wrote in a table's section.
+
+    Args:
+        kind: `EventsSettings` or `TableSettings`.
+        section: Below ``[sources.posthog.…]``, for messages.
+        values: As toml, the environment or Python gave them: numbers and lists may be text.
+
+    Raises:
+        SettingsError: One line that names the setting, where to set it and what it may be.
+    """
+    readers: Mapping[str, Callable[[object, str], Any]] = {
+        "event_names": parse_names,
+        "exclude_event_names": parse_names,
+        "where": parse_condition,
+        "promote": parse_promote,
+    }
+    parsed: dict[str, Any] = {}
+    for name, value in values.items():
+        where = f"{section}.{name}"
+        read = readers.get(name)
+        parsed[name] = read(value, where) if read else _parse(value, getattr(kind, name), where)
+    return kind(**parsed)
 
 
 def parse_project_id(value: object) -> int:
@@ -296,6 +412,117 @@ def parse_instant(value: object, name: str) -> datetime | None:
             f"{name} is {str(value)!r}, which is out of range. Set {name} under [sources.posthog] to "
             "one such as 2026-01-31 or 2026-01-31T12:00:00Z."
         ) from None
+
+
+def parse_names(value: object, name: str) -> tuple[str, ...]:
+    """Names without repeats, sorted: from a list or its JSON; empty means none.
+
+    Raises:
+        SettingsError: It is no list of texts.
+    """
+    names = _from_json(value) or ()
+    is_list = isinstance(names, list | tuple | set | frozenset)
+    _require(
+        is_list and all(isinstance(each, str) and each for each in names),
+        name,
+        'a list of event names, such as ["sign up", "$pageview"]',
+    )
+    return tuple(sorted(set(names)))
+
+
+def parse_promote(value: object, name: str) -> tuple[tuple[str, PromotedKind], ...]:
+    """Property names and the types of their columns: from a table or its JSON; empty means none.
+
+    Raises:
+        SettingsError: It is something else, or a type is none of those that there are.
+    """
+    promoted = _from_json(value) or {}
+    kinds = get_args(PromotedKind)
+    _require(
+        isinstance(promoted, Mapping)
+        and all(isinstance(each, str) and each for each in promoted)
+        and all(kind in kinds for kind in promoted.values()),
+        name,
+        f'property names and types ({", ".join(kinds)}), such as {{"$browser": "text"}}',
+    )
+    return tuple(promoted.items())
+
+
+def parse_condition(value: object, name: str) -> str:
+    """A HogQL condition as written, fit to stand between parentheses inside a query.
+
+    Whether PostHog understands it is for PostHog to say. This holds off slips of the pen that would change
+    the query around it; it is no guard against a person who means harm, and reads what the key may read.
+
+    Raises:
+        SettingsError: It is no text, or has a comment, a semicolon, a brace, an open quote or an unpaired
+            parenthesis.
+    """
+    text = str(value or "").strip()
+    depth = 0
+    for piece in HOGQL_PIECES.findall(text):
+        depth += {"(": 1, ")": -1}.get(piece, 0)
+        is_harmless = piece in "()" or (len(piece) > 1 and piece[0] in "'\"`")
+        _require(depth >= 0 and is_harmless, name, f"one HogQL condition; it has a stray {piece}")
+    _require(depth == 0, name, "one HogQL condition; it has a ( that is never closed")
+    return text
+
+
+def _from_json(value: object) -> Any:
+    """The value, or what its text says, as the environment has no lists."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else None
+    except ValueError:
+        return value
+
+
+def _parse(value: object, default: object, name: str) -> Any:
+    """A value of the default's type, from itself or its text; texts are left to their own checks."""
+    match default:
+        case bool():
+            return _parse_switch(value, name)
+        case int() | None:
+            return _parse_whole(value, name)
+        case float():
+            return _parse_number(value, name)
+        case _:
+            return value
+
+
+def _parse_switch(value: object, name: str) -> bool:
+    text = str(value).strip().lower()
+    _require(text in ("true", "false", "1", "0", "yes", "no", "on", "off"), name, "true or false")
+    return text in ("true", "1", "yes", "on")
+
+
+def _parse_whole(value: object, name: str) -> int:
+    number = _parse_number(value, name)
+    _require(number == int(number), name, "a whole number")
+    return int(number)
+
+
+def _parse_number(value: object, name: str) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(str(value))
+    except ValueError:
+        number = math.nan
+    _require(math.isfinite(number), name, "a number")
+    return number
+
+
+def _promoted(choice: Mapping[str, object]) -> Mapping[str, object]:
+    promoted = choice.get("promote")
+    return promoted if isinstance(promoted, Mapping) else {}
+
+
+def _shown(choice: Mapping[str, object], name: str) -> str:
+    """A setting as it is written, shortened."""
+    if name not in choice:
+        return "its default"
+    text = json.dumps(choice[name], ensure_ascii=False)
+    return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}…"
 
 
 def _require(condition: bool, name: str, allowed: str) -> None:

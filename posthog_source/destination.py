@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
@@ -23,8 +24,10 @@ from dlt.sources import DltResource
 
 from posthog_source.arrow import schema_of
 from posthog_source.catalog import TABLES, RestTable, Table
+from posthog_source.client import Client
 from posthog_source.config import EventsSettings, JsonColumns, Settings, WriteMode
 from posthog_source.errors import SettingsError
+from posthog_source.meter import fetch_read_bytes
 from posthog_source.pagination import Reader
 from posthog_source.windows import Window
 
@@ -66,6 +69,22 @@ def build_resource(table: Table, generator: Callable[..., Iterator[Any]]) -> Dlt
         primary_key=table.primary_key,
         schema_contract={"data_type": "freeze"},
     )
+
+
+@contextmanager
+def metered(client: Client, settings: Settings) -> Iterator[Client]:
+    """The client, whose requests become metrics of the running resource once they are done.
+
+    `requests`, `retries`, `waited_s` and `received_bytes`, and with `meter_reads` `read_bytes`.
+    """
+    own = client.metered()
+    yield own
+    read_bytes = fetch_read_bytes(own) if settings.meter_reads else None
+    metrics = dlt.current.resource_metrics()
+    for name in ("requests", "retries", "waited_s", "received_bytes"):
+        metrics[name] = getattr(own.usage, name)
+    if read_bytes is not None:
+        metrics["read_bytes"] = read_bytes
 
 
 def claim_state(settings: Settings) -> dict[str, Any]:
@@ -216,6 +235,8 @@ class Target:
         last = disposition()
         if reader.has_copies or last != first:
             yield self.begin(table, last, json_columns, has_copies=reader.has_copies)
+        counted["copies_dropped"] = reader.copies_dropped
+        counted["parts_read_again"] = reader.parts_read_again
         dlt.current.resource_metrics().update(counted)
 
 

@@ -11,10 +11,13 @@
     │   ├── RedirectedError          3xx  the host setting is not where PostHog answers
     │   ├── TooHeavyError            504, 512, 513, too_many_bytes: ask for less, never the same again
     │   ├── RateLimitedError         429  wait (.retry_after_s when PostHog says how long)   transient
+    │   ├── LostQueryError           a query in the background is gone, or failed silently   transient
     │   └── ServerError              other 5xx                                               transient
-    ├── ConnectionFailedError        no answer: refused, reset, timed out, cut off           transient
+    ├── ConnectionFailedError        no answer: reset, timed out, cut off                    transient
+    │   └── UnreachableError         not even a connection: no such name, nobody listens     transient
     ├── UnreadableAnswerError        an answer that is not the JSON it should be             transient
     ├── DeadlineError                waiting any longer would pass the deadline that was set
+    ├── InterruptedRunError          given up on purpose, half-way
     └── ExactnessError               better no load than a wrong one
         ├── StaleAnswerError         an answer from PostHog's cache to a question for live rows  transient
         ├── MissingRowsError         fewer rows arrived than PostHog counts
@@ -118,8 +121,20 @@ class ServerError(ApiError):
         self.retry_after_s = retry_after_s
 
 
+class LostQueryError(ApiError):
+    """PostHog no longer knows a query that runs in the background, or that one failed without a word."""
+
+    transient = True
+
+
 class ConnectionFailedError(PosthogSourceError):
     """No answer, or half of one."""
+
+    transient = True
+
+
+class UnreachableError(ConnectionFailedError):
+    """No connection at all: the host's name does not resolve, or nobody listens there."""
 
     transient = True
 
@@ -132,6 +147,10 @@ class UnreadableAnswerError(PosthogSourceError):
 
 class DeadlineError(PosthogSourceError):
     """PostHog asks for a longer wait than ``wait_deadline_s`` leaves."""
+
+
+class InterruptedRunError(PosthogSourceError):
+    """The request was given up on purpose: the run was interrupted, or its rows are wanted no more."""
 
 
 class ExactnessError(PosthogSourceError):
@@ -166,14 +185,11 @@ _MEANINGS: Mapping[int, tuple[type[ApiError], str]] = {
     ),
     402: (
         QuotaSpentError,
-        "the plan or its quota does not allow this; it opens again with the next billing period.",
+        "the plan or its quota does not allow this; it opens again with the next billing period",
     ),
     403: (
         AccessDeniedError,
-        (
-            "the API key may not do this. Give it the scope or the project that it lacks "
-            "(PostHog > Settings > Personal API keys)."
-        ),
+        "the API key may not do this. In PostHog > Settings > Personal API keys, give it ",
     ),
     404: (
         NotFoundError,
@@ -186,7 +202,9 @@ _MEANINGS: Mapping[int, tuple[type[ApiError], str]] = {
 }
 
 
-def error_from_response(status: int, headers: Mapping[str, str], body: bytes, *, where: str) -> ApiError:
+def error_from_response(
+    status: int, headers: Mapping[str, str], body: bytes, *, where: str, scope: str = ""
+) -> ApiError:
     """Turns a refusal into the error that says what to do about it.
 
     Args:
@@ -194,20 +212,39 @@ def error_from_response(status: int, headers: Mapping[str, str], body: bytes, *,
         headers: The answer's headers, names in lower case.
         body: The answer's body, JSON or not.
         where: What was asked, for the message: ``"POST /api/projects/1/query/ (events)"``.
+        scope: What the key needs for that, such as ``query:read``; empty when not known.
 
-    The envelope is drf-exceptions-hog's ``{"type", "code", "detail", "attr"}`` (query_api.md 3).
+    The envelope is drf-exceptions-hog's ``{"type", "code", "detail", "attr"}``, sometimes with ``extra``
+    (query_api.md 3).
     """
-    envelope = _envelope(body)
+    envelope = _object(body)
     code = _text(envelope.get("code"))
-    detail = _text(envelope.get("detail"))
     kind, what = _meaning(status, code)
-    if kind is RedirectedError:
-        what += headers.get("location", "?")
-    message = f"PostHog answered {status} to {where}: {what}" + (f" PostHog says: {detail}" if detail else "")
+    what += _particulars(kind, headers, envelope.get("extra"), scope)
+    message = _say(status, where, what, envelope.get("detail"))
     if issubclass(kind, RateLimitedError | ServerError):
         retry_after_s = parse_retry_after(headers.get("retry-after"), now=datetime.now(UTC))
         return kind(message, status=status, code=code, retry_after_s=retry_after_s)
     return kind(message, status=status, code=code)
+
+
+def error_from_poll(status: int, headers: Mapping[str, str], body: bytes, *, where: str) -> ApiError:
+    """As `error_from_response`, for an answer to the question how a query in the background is doing.
+
+    The query's own failure comes without code: a 400 has PostHog's message, a 500 has none and is worth
+    another try (query_api.md 1.5). A 400 is taken for too heavy, since the query is in the background
+    for being so, and PostHog had no other fault to find with it before.
+    """
+    query_status = _object(body).get("query_status")
+    if status == 404:
+        return LostQueryError(_say(status, where, "it no longer knows this query.", ""), status=status)
+    if not isinstance(query_status, dict):
+        return error_from_response(status, headers, body, where=where)
+    message = query_status.get("error_message")
+    if status == 400:
+        what = "the query is too heavy in the background as well."
+        return TooHeavyError(_say(status, where, what, message), status=status)
+    return LostQueryError(_say(status, where, "the query failed there.", message), status=status)
 
 
 def find_cause(error: BaseException) -> PosthogSourceError | None:
@@ -246,7 +283,24 @@ def _meaning(status: int, code: str) -> tuple[type[ApiError], str]:
     return QueryRefusedError, f"it does not accept this request ({code or 'no code'})."
 
 
-def _envelope(body: bytes) -> dict[str, object]:
+def _particulars(kind: type[ApiError], headers: Mapping[str, str], extra: object, scope: str) -> str:
+    """The end of what to do, which differs from one refusal to the next."""
+    if kind is RedirectedError:
+        return headers.get("location", "?")
+    if kind is AccessDeniedError:
+        return f"the scope {scope} and this project." if scope else "the scope or the project that it lacks."
+    if kind is QuotaSpentError:
+        end = _text(extra.get("billing_period_end")) if isinstance(extra, dict) else ""
+        return f", on {end}." if end else "."  # query_api.md 2.6
+    return ""
+
+
+def _say(status: int, where: str, what: str, detail: object) -> str:
+    said = _text(detail)
+    return f"PostHog answered {status} to {where}: {what}" + (f" PostHog says: {said}" if said else "")
+
+
+def _object(body: bytes) -> dict[str, object]:
     try:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError:

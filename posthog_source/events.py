@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from dlt.sources import DltResource
 
-from posthog_source.catalog import EVENTS, HogqlTable
+from posthog_source.catalog import events_table
 from posthog_source.client import Client
-from posthog_source.config import EventsSettings, Settings, WriteMode
-from posthog_source.destination import NOTHING, Target, build_resource, claim_state
+from posthog_source.config import EventsSettings, Settings, WriteMode, explain_change
+from posthog_source.destination import NOTHING, Target, build_resource, claim_state, metered
 from posthog_source.errors import SettingsError
 from posthog_source.ledger import Backlog, Chunk, Ledger
 from posthog_source.pagination import Reader
@@ -43,6 +43,9 @@ ARRIVAL_OVERLAP = timedelta(hours=6)
 
 VISIBILITY_S = 900
 """How long after created_at a row may be seen and still be read by an ordinary sync's lookback."""
+
+CHOICE = "choice"
+"""Key of the state: the rows and columns chosen when events were last synced."""
 
 logger = logging.getLogger("posthog_source")
 
@@ -92,12 +95,6 @@ def build_events(
     return build_resource(stream.table, events)
 
 
-def events_table(config: EventsSettings) -> HogqlTable:
-    """The events table as chosen."""
-    table = EVENTS if config.person_properties else EVENTS.without({"person_properties"})
-    return table.reading({"person_id": "person_id"}) if config.person_id == "current" else table
-
-
 class _Stream:
     """Events of one source, commit by commit; keeps the plan of what is left between its commits."""
 
@@ -113,10 +110,14 @@ class _Stream:
 
     def iter_commit(self, cursor: dlt.sources.incremental[datetime]) -> Iterator[Any]:
         """What the next commit loads: all that there is, or `rows_per_commit`."""
+        with metered(self._client, self._settings) as client:
+            yield from self._iter_metered(client, cursor)
+
+    def _iter_metered(self, client: Client, cursor: dlt.sources.incremental[datetime]) -> Iterator[Any]:
         target = Target.current()
         write_mode = target.write_mode(self._config)
         reader = Reader(
-            self._client,
+            client,
             self.table,
             project_id=self._settings.project_id,
             page_rows=self._config.page_rows,
@@ -128,9 +129,13 @@ class _Stream:
         if cursor.end_value and start == EPOCH:
             start = reader.fetch_first_instant() or cursor.end_value
         backfill = Window(start, cursor.end_value) if cursor.end_value else None
-        ledger = Ledger(claim_state(self._settings), cursor=start, backfill=backfill)
+        state = claim_state(self._settings)
+        ledger = Ledger(state, cursor=start, backfill=backfill)
         late = None
         if self._backlog.position != ledger.position:
+            reader.check_condition()
+            if backfill is None and (change := explain_change(state.get(CHOICE), self._config.choice())):
+                logger.warning("%s", change)
             planner = _Planner(
                 reader,
                 ledger,
@@ -147,6 +152,7 @@ class _Stream:
         for chunk in chunks:
             ledger.record(chunk)
         if backfill is None:
+            state[CHOICE] = self._config.choice()
             ledger.remember(self._backlog)
             cursor.advance(ledger.cursor)
         self._backlog.position = ledger.position

@@ -49,6 +49,7 @@ from posthog_source.query import (
     build_label_counts,
     build_page,
     build_probe,
+    build_probe_condition,
     build_sample,
 )
 from posthog_source.windows import (
@@ -73,6 +74,10 @@ SAMPLES_PER_PAGE = 100
 TRUSTED_SHARE = 0.75
 """A page shorter than asked ends its slice when this share of the expected rows has come; else PostHog
 may have lowered the LIMIT in silence, and is asked for more."""
+
+SMALLEST_SHARE = 64
+"""Into how many parts a page that is too heavy is cut before it is asked for in the background: each try
+may take PostHog's whole 10 s."""
 
 MAX_ROWS_COMPARED = 1_000_000
 """Rows among which copies are looked for, at about 100 bytes each; a larger load is taken to have some."""
@@ -104,10 +109,21 @@ class Plan:
 
 @dataclass(frozen=True)
 class Page:
-    """One answer's rows, and the LIMIT that was asked for."""
+    """One answer.
+
+    Attributes:
+        rows: Without NUL, and one of each key.
+        received: Rows that came.
+        limit: LIMIT that was asked for.
+        last: Page key of the last row, for the next page; None when no row came.
+        in_background: Whether it was too heavy for a query that is waited for.
+    """
 
     rows: pa.Table
+    received: int
     limit: int
+    last: tuple[Cell, ...] | None
+    in_background: bool = False
 
 
 class Reader:
@@ -135,7 +151,8 @@ class Reader:
     ) -> None:
         self.table = table
         self.page_rows = page_rows
-        self._has_repeated = False
+        self.copies_dropped = 0
+        self.parts_read_again = 0
         self._seen: list[pa.Array] = []
         self._rows = 0
         self._client = client
@@ -148,10 +165,27 @@ class Reader:
     @property
     def has_copies(self) -> bool:
         """Whether two rows of one key may have been handed on by now: the load has to sort them out."""
-        if self._has_repeated or self._rows > MAX_ROWS_COMPARED:
+        if self.parts_read_again or self._rows > MAX_ROWS_COMPARED:
             return True
         seen = self._seen_so_far()
         return bool(pc.count_distinct(seen).as_py() < len(seen))
+
+    def check_condition(self) -> None:
+        """Asks PostHog whether it understands the table's condition, if it has one.
+
+        Raises:
+            SettingsError: It does not; with PostHog's own words.
+        """
+        if self.table.condition is None or not self.table.condition.where:
+            return
+        try:
+            self._answer(build_probe_condition(self.table, self.table.sources[0]))
+        except QueryRefusedError as error:
+            name = self.table.name
+            raise SettingsError(
+                f"{name}.where is no condition that PostHog takes. Set it under [sources.posthog.{name}]. "
+                f"{error}"
+            ) from error
 
     def fetch_first_instant(self) -> datetime | None:
         """The time of the table's first row; None when it has no rows."""
@@ -212,37 +246,40 @@ class Reader:
         """
         group: list[Slice] = []
         received = 0
+        scope = self._client.cancel_scope()
         fetched = ordered_prefetch(
-            lambda slice_: self._try_first_page(plan, slice_), plan.slices, depth=self._look_ahead
+            scope.bind(lambda slice_: self._try_first_page(plan, slice_)),
+            plan.slices,
+            depth=self._look_ahead,
+            cancel=scope.cancel,
         )
         for slice_, first in fetched:
             group.append(slice_)
             for page in self._iter_slice(plan, slice_, first):
-                received += page.num_rows
-                yield self._finish(page)
+                received += page.received
+                yield self._hand_on(page)
             if slice_.closes:
                 if received < sum(member.rows for member in group):
                     yield from self._iter_again(plan, enclose(group), received)
                 group, received = [], 0
 
-    def _finish(self, page: pa.Table) -> pa.Table:
-        """What is handed on of a page: no NUL, and no copies.
+    def _hand_on(self, page: Page) -> pa.Table:
+        """The page's rows, less those handed on before where the load cannot sort them out.
 
-        Copies of an event may also lie on two pages: sent again under another name or at another time.
-        Where the load cannot sort them out, they are dropped here; else they are only noticed.
+        Copies of an event may lie on two pages: sent again under another name or at another time. Where
+        the load can sort them out, they are only noticed.
         """
-        key = self.table.primary_key[1:]
-        page = drop_copies(replace_nul(page, self.table), key)
-        if set(self.table.page_key) <= set(key):
-            return page
-        if not self._may_repeat:
-            page = self._drop_seen(page, key[-1])
-        self._rows += page.num_rows
-        if not self._may_repeat or self._rows <= MAX_ROWS_COMPARED:
-            self._seen.extend(page.column(key[-1]).chunks)
-        else:
-            self._seen.clear()
-        return page
+        key, rows = self.table.primary_key[1:], page.rows
+        if not set(self.table.page_key) <= set(key):
+            if not self._may_repeat:
+                rows = self._drop_seen(rows, key[-1])
+            self._rows += rows.num_rows
+            if not self._may_repeat or self._rows <= MAX_ROWS_COMPARED:
+                self._seen.extend(rows.column(key[-1]).chunks)
+            else:
+                self._seen.clear()
+        self.copies_dropped += page.received - rows.num_rows
+        return rows
 
     def _drop_seen(self, page: pa.Table, name: str) -> pa.Table:
         """The page less the rows whose key has been handed on already: hardly ever any."""
@@ -317,15 +354,15 @@ class Reader:
         except TooHeavyError as error:
             return error  # the consumer cuts the slice; other slices in flight go on
 
-    def _iter_slice(self, plan: Plan, slice_: Slice, first: Page | TooHeavyError) -> Iterator[pa.Table]:
+    def _iter_slice(self, plan: Plan, slice_: Slice, first: Page | TooHeavyError) -> Iterator[Page]:
         """All pages of a slice, in halves where PostHog finds it too heavy."""
         if not isinstance(first, TooHeavyError):
             yield from self._iter_rest(plan, slice_, first, trusted_rows=self._trusted_rows(plan, slice_))
             return
-        halves = halve(slice_)
+        halves = halve(slice_) if slice_.rows > self.page_rows // SMALLEST_SHARE else [slice_]
         logger.warning("%s: %d rows are asked for in smaller parts. %s", self.table.name, slice_.rows, first)
         if len(halves) == 1:
-            page = self._fetch_lighter_page(plan, slice_, None, self.page_rows // 2)
+            page = self._fetch_lighter_page(plan, slice_, None, max(1, self.page_rows // 2))
             yield from self._iter_rest(plan, slice_, page, trusted_rows=self._trusted_rows(plan, slice_))
             return
         for half in halves:
@@ -342,19 +379,20 @@ class Reader:
             return slice_.rows  # counted just now, and no others of its window
         return self._fetch_count(build_count(self.table, plan.source, slice_, window=plan.window))
 
-    def _iter_rest(self, plan: Plan, slice_: Slice, page: Page, *, trusted_rows: float) -> Iterator[pa.Table]:
+    def _iter_rest(self, plan: Plan, slice_: Slice, page: Page, *, trusted_rows: float) -> Iterator[Page]:
         """A slice's first page and all that follow it."""
         seen = 0
-        while page.rows.num_rows:
-            yield page.rows
-            seen += page.rows.num_rows
-            is_full = page.rows.num_rows >= min(page.limit, self.page_rows)
+        while page.received:
+            yield page
+            seen += page.received
+            is_full = page.received >= min(page.limit, self.page_rows)
             if not is_full and seen >= trusted_rows:
                 return
-            cursor = last_row(page.rows, self.table.page_key)
-            following = self._fetch_lighter_page(plan, slice_, cursor, min(page.limit, self.page_rows))
-            if not is_full and following.rows.num_rows == page.rows.num_rows:
-                self._learn_cap(page.rows.num_rows)
+            limit = min(page.limit * 2, self.page_rows)  # grows back after a page that was too heavy
+            fetch = self._fetch_page_in_background if page.in_background else self._fetch_lighter_page
+            following = fetch(plan, slice_, page.last, limit)
+            if not is_full and following.received == page.received:
+                self._learn_cap(page.received)
             page = following
 
     def _learn_cap(self, rows: int) -> None:
@@ -379,28 +417,43 @@ class Reader:
                 "Run again, or set write_mode to window."
             )
         logger.warning("%s; reading that part again.", what)
-        self._has_repeated = True
+        self.parts_read_again += 1
         received = 0
         first = self._fetch_lighter_page(plan, whole, None, self.page_rows)
         for page in self._iter_rest(plan, whole, first, trusted_rows=float("inf")):
-            received += page.num_rows
-            yield self._finish(page)
+            received += page.received
+            yield self._hand_on(page)
         if received < self._fetch_distinct(plan, whole):
             raise MissingRowsError(f"{what}, twice. Nothing of this run is loaded; run again later.")
 
     def _fetch_lighter_page(
         self, plan: Plan, slice_: Slice, after: Sequence[Cell] | None, limit: int
     ) -> Page:
-        """A page of `limit` rows, or of fewer where PostHog finds that too heavy."""
+        """A page of `limit` rows, of fewer where PostHog finds that too heavy, or else in the background."""
+        lighter = limit
         while True:
             try:
-                return self._fetch_page(plan, slice_, after, max(1, limit))
-            except TooHeavyError:
-                if limit <= 1:
-                    raise
-                limit //= 2
+                return self._fetch_page(plan, slice_, after, lighter)
+            except TooHeavyError as error:
+                if lighter <= max(1, limit // SMALLEST_SHARE):
+                    logger.warning("%s: asking in the background. %s", self.table.name, error)
+                    return self._fetch_page_in_background(plan, slice_, after, limit)
+                lighter = max(1, lighter // 2)
 
-    def _fetch_page(self, plan: Plan, slice_: Slice, after: Sequence[Cell] | None, limit: int) -> Page:
+    def _fetch_page_in_background(
+        self, plan: Plan, slice_: Slice, after: Sequence[Cell] | None, limit: int
+    ) -> Page:
+        return self._fetch_page(plan, slice_, after, limit, in_background=True)
+
+    def _fetch_page(
+        self,
+        plan: Plan,
+        slice_: Slice,
+        after: Sequence[Cell] | None,
+        limit: int,
+        *,
+        in_background: bool = False,
+    ) -> Page:
         absent = self._absent or frozenset()
         query = build_page(
             self.table.without(absent),
@@ -412,17 +465,20 @@ class Reader:
             late=plan.late,
         )
         try:
-            answer = self._answer(query)
+            ask = self._client.query_async if in_background else self._client.query
+            answer = ask(query, read_answer)
         except QueryRefusedError as error:
             if error.code != "hogql_query_error" or self._find_absent() == absent:
                 raise
-            return self._fetch_page(plan, slice_, after, limit)
+            return self._fetch_page(plan, slice_, after, limit, in_background=in_background)
         rows = to_table(answer, self.table, project_id=self._project_id, absent=absent)
-        if after is not None and rows.num_rows and last_row(rows, self.table.page_key) == tuple(after):
+        last = last_row(rows, self.table.page_key) if rows.num_rows else None
+        if after is not None and last == tuple(after):
             raise StuckCursorError(
                 f"{self.table.name}: a page ends with the row that it should follow. Please report this."
             )
-        return Page(rows, limit)
+        clean = drop_copies(replace_nul(rows, self.table), self.table.primary_key[1:])
+        return Page(clean, rows.num_rows, limit, last, in_background)
 
     def _find_absent(self) -> frozenset[str]:
         """Optional columns that this server does not know; asked once, told once."""

@@ -14,14 +14,22 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
+from itertools import takewhile
 from uuid import UUID
 
-from posthog_source.catalog import AxisField, Column, HogqlTable, LabelField, SortKey
+from posthog_source.catalog import AxisField, Column, Condition, HogqlTable, LabelField, SortKey
 from posthog_source.windows import Bound, Label, Slice, Window
 
 MAX_DAYS = 10_000
 MICROSECOND = timedelta(microseconds=1)
 DAY = timedelta(days=1)
+
+BOOL = "^(?:true|false)$"
+ISO_TIME = (
+    "^[0-9]{4}-[0-9]{2}-[0-9]{2}"
+    "(?:[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:[.][0-9]+)?)?(?:Z|[+-][0-9]{2}:?[0-9]{2})?)?$"
+)
+"""What a promoted property of that kind looks like, for ClickHouse's RE2."""
 
 
 @dataclass(frozen=True)
@@ -73,16 +81,16 @@ def build_page(
         conditions += builder.after_row(keys, after)
     order = ", ".join(_name(key.source) for key in keys)
     return builder.query(
-        f"SELECT {', '.join(_select(column) for column in selected(table))} FROM {source}"
-        f"{_where(conditions)} ORDER BY {order} LIMIT {limit}"
+        f"SELECT {', '.join(builder.cell_of(column) for column in selected(table))} "
+        f"{builder.rows(table, source, conditions)} ORDER BY {order} LIMIT {limit}"
     )
 
 
 def build_count(table: HogqlTable, source: str, slice_: Slice, *, window: Window | None) -> Query:
     """One row, one cell: rows of a slice."""
     builder = _Builder(f"posthog_source {table.name} count")
-    where = _where(builder.in_slice(table, slice_, window))
-    return builder.query(f"SELECT toString(count()) AS row_count FROM {source}{where} LIMIT 1")
+    rows = builder.rows(table, source, builder.in_slice(table, slice_, window))
+    return builder.query(f"SELECT toString(count()) AS row_count {rows} LIMIT 1")
 
 
 def build_count_distinct(
@@ -98,11 +106,9 @@ def build_count_distinct(
     Fewer than its rows where a ClickHouse table still holds duplicates that it will merge one day.
     """
     builder = _Builder(f"posthog_source {table.name} recount")
-    where = _where(builder.in_slice(table, slice_, window, late))
+    rows = builder.rows(table, source, builder.in_slice(table, slice_, window, late))
     key = ", ".join(_name(table.column(name).source) for name in table.page_key)
-    return builder.query(
-        f"SELECT toString(uniqExact(tuple({key}))) AS row_count FROM {source}{where} LIMIT 1"
-    )
+    return builder.query(f"SELECT toString(uniqExact(tuple({key}))) AS row_count {rows} LIMIT 1")
 
 
 def build_label_counts(
@@ -120,7 +126,7 @@ def build_label_counts(
         f"toString({expression}) AS {name}" for expression, name in zip(fields, names, strict=True)
     )
     return builder.query(
-        f"SELECT {cells}, toString(count()) AS row_count FROM {source}{_where(conditions)} "
+        f"SELECT {cells}, toString(count()) AS row_count {builder.rows(table, source, conditions)} "
         f"GROUP BY {', '.join(fields)} ORDER BY {', '.join(fields)} LIMIT {limit}"
     )
 
@@ -129,9 +135,9 @@ def build_day_counts(table: HogqlTable, source: str, *, window: Window, late: La
     """Rows of a window by UTC day, or only those that arrived late: day, rows."""
     builder = _Builder(f"posthog_source {table.name} {'late' if late else 'count'}")
     day = f"toDate({_name(table.column(table.time_column or '').source)})"
-    where = _where(builder.in_slice(table, Slice(), window, late))
+    rows = builder.rows(table, source, builder.in_slice(table, Slice(), window, late))
     return builder.query(
-        f"SELECT toString({day}) AS day_text, toString(count()) AS row_count FROM {source}{where} "
+        f"SELECT toString({day}) AS day_text, toString(count()) AS row_count {rows} "
         f"GROUP BY {day} ORDER BY {day} LIMIT {MAX_DAYS}"
     )
 
@@ -143,22 +149,50 @@ def build_sample(table: HogqlTable, source: str, *, one_in: int, after: str | No
     conditions = [f"modulo(cityHash64({name}), {one_in}) = 0"]
     if after is not None:
         conditions.append(f"{name} > {builder.value(after)}")
-    return builder.query(f"SELECT {name} FROM {source}{_where(conditions)} ORDER BY {name} LIMIT {limit}")
+    rows = builder.rows(table, source, conditions)
+    return builder.query(f"SELECT {name} {rows} ORDER BY {name} LIMIT {limit}")
 
 
 def build_first_instant(table: HogqlTable, source: str) -> Query:
     """One row, two cells: rows of the whole table, and its smallest time (1970 when it has no rows)."""
     time_field = _name(table.column(table.time_column or "").source)
-    return _Builder(f"posthog_source {table.name} first").query(
-        f"SELECT toString(count()) AS row_count, min({time_field}) AS first_at FROM {source} LIMIT 1"
+    builder = _Builder(f"posthog_source {table.name} first")
+    rows = builder.rows(table, source, [])
+    return builder.query(
+        f"SELECT toString(count()) AS row_count, min({time_field}) AS first_at {rows} LIMIT 1"
+    )
+
+
+def build_read_bytes(label: str) -> Query:
+    """One row, two cells: queries whose client_query_id has that label, and the bytes that they read.
+
+    `query_id` is the client's in newer versions, and holds it in older ones.
+    """
+    builder = _Builder("posthog_source meter")
+    pattern = builder.value(f"%{label}%")
+    return builder.query(
+        "SELECT toString(count()) AS query_count, toString(sum(read_bytes)) AS byte_count FROM query_log "
+        f"WHERE event_date >= today() - 1 AND query_id LIKE {pattern} LIMIT 1"
     )
 
 
 def build_probe(table: HogqlTable, source: str, column: Column) -> Query:
     """Zero rows of one column: refused when the server does not know it."""
-    return _Builder(f"posthog_source {table.name} probe").query(
-        f"SELECT {_select(column)} FROM {source} WHERE 1 = 2 LIMIT 1"
-    )
+    builder = _Builder(f"posthog_source {table.name} probe")
+    return builder.query(f"SELECT {builder.cell_of(column)} FROM {source} WHERE 1 = 2 LIMIT 1")
+
+
+def build_probe_condition(table: HogqlTable, source: str) -> Query:
+    """Zero rows of those that the table's condition chooses: refused when the condition cannot be right.
+
+    No time is both in 2001 and in 1999. PostHog folds `1 = 2` into a query of nothing but 0, which lets
+    pass what ClickHouse would refuse (hogql.md 1).
+    """
+    builder = _Builder(f"posthog_source {table.name} probe")
+    time_field = _name(table.column(table.time_column or "").source)
+    never = [f"{time_field} >= {utc(datetime(2001, 1, 1, tzinfo=UTC))}"]
+    never.append(f"{time_field} <= {utc(datetime(1999, 1, 1, tzinfo=UTC))}")
+    return builder.query(f"SELECT {time_field} {builder.rows(table, source, never)} LIMIT 1")
 
 
 def selected(table: HogqlTable) -> tuple[Column, ...]:
@@ -174,8 +208,9 @@ def utc(at: datetime) -> str:
 
 @dataclass(frozen=True)
 class _Range:
-    """How one field of a sort key compares with one value: four conditions."""
+    """How one field of a sort key compares with one value: four conditions, and what all hold of it alone."""
 
+    within: tuple[str, ...]
     at_least: str
     above: str
     at_most: str
@@ -207,19 +242,76 @@ class _Builder:
     ) -> list[str]:
         conditions = []
         if window is not None:
-            time_field = _name(table.column(table.time_column or "").source)
-            conditions.append(f"{time_field} >= {utc(window.start)}")
-            conditions.append(f"{time_field} <= {utc(window.end - MICROSECOND)}")
+            conditions += _in_window(table, slice_, window)
         if late is not None:
             happened = _name(table.column(table.time_column or "").source)
             arrived = _name(table.column(table.arrival_column or "").source)
             conditions.append(f"{arrived} >= {utc(late.since)}")
             conditions.append(f"dateDiff('second', {happened}, {arrived}) >= {late.by_s}")
-        if slice_.lower is not None:
-            conditions += self.beyond(_ranges(table.sort_key, slice_.lower), is_inclusive=True)
-        if slice_.upper is not None:
-            conditions += self.before(_ranges(table.sort_key, slice_.upper))
+        return conditions + self.between(table.sort_key, slice_)
+
+    def between(self, sort_key: SortKey, slice_: Slice) -> list[str]:
+        """On the line from one place to another.
+
+        What both have in common, such as a busy day and its busiest event, is said once and not compared.
+        """
+        lower = _ranges(sort_key, slice_.lower) if slice_.lower else []
+        upper = _ranges(sort_key, slice_.upper) if slice_.upper else []
+        shared = _shared_labels(slice_)
+        conditions = [condition for place in lower[:shared] for condition in place(self).within]
+        if lower[shared:]:
+            conditions += self.beyond(lower[shared:], is_inclusive=True)
+        if upper[shared:]:
+            conditions += self.before(upper[shared:])
         return conditions
+
+    def rows(self, table: HogqlTable, source: str, conditions: Sequence[str]) -> str:
+        """FROM and WHERE: every question about a table gets its own from here, with the table's condition."""
+        wanted = [*conditions, *self.chosen(table.condition)]
+        return f"FROM {source}" + (f" WHERE {' AND '.join(wanted)}" if wanted else "")
+
+    def chosen(self, condition: Condition | None) -> list[str]:
+        """What a table's condition says. The where is a person's own text, and the only one in any query."""
+        if condition is None:
+            return []
+        name = _name(condition.field)
+        conditions = [f"{name} IN {self.value(list(condition.only))}"] if condition.only else []
+        if condition.never:
+            conditions.append(f"{name} NOT IN {self.value(list(condition.never))}")
+        return [*conditions, f"({condition.where})"] if condition.where else conditions
+
+    def cell_of(self, column: Column) -> str:
+        """A column whose cell is text or null, so that the answer can be read without Python objects.
+
+        What is not the field itself gets a name that no field has: under another one it would also be what
+        ORDER BY and WHERE mean.
+        """
+        field_name = _name(column.source)
+        if column.property_name:
+            return f"{self.property_of(column)} AS {column.name}_text"
+        if column.kind in ("bigint", "double", "bool"):
+            return f"toString({field_name}) AS {column.name}_text"
+        return field_name if field_name == column.name else f"{field_name} AS {column.name}_text"
+
+    def property_of(self, column: Column) -> str:
+        """A value of the stored JSON as text, null where it does not fit the column's kind.
+
+        Not `properties.name`: that goes through PostHog's guess of the property's type, leaves escapes in
+        texts and may take "" for null, by how the project stores the property (hogql.md 5). Best-effort
+        parsing of times reads 1.5 as the first of May, so it only gets what looks like a time.
+        """
+        text = f"JSONExtract(properties, {self.value(column.property_name)}, 'Nullable(String)')"
+        match column.kind:
+            case "double":
+                return f"toString(toFloat({text}))"
+            case "bigint":
+                return f"toString(toInt({text}))"
+            case "bool":
+                return f"nullIf(extract({text}, {self.value(BOOL)}), {self.value('')})"
+            case "timestamp":
+                return f"toDateTime(extract({text}, {self.value(ISO_TIME)}), 'UTC')"
+            case _:
+                return text
 
     def beyond(self, places: Sequence[_RangeOf], *, is_inclusive: bool) -> list[str]:
         """Lexicographic >= or >, as a >= x AND (a > x OR b >= y) AND …: each level prunes.
@@ -258,6 +350,35 @@ class _Builder:
 _RangeOf = Callable[[_Builder], _Range]
 
 
+def _in_window(table: HogqlTable, slice_: Slice, window: Window) -> list[str]:
+    """The window's bounds on time, less those that the slice's own days imply: parsing them costs PostHog."""
+    name = _name(table.column(table.time_column or "").source)
+    first, last = (_midnight(table, bound) for bound in (slice_.lower, slice_.upper))
+    conditions = []
+    if first is None or first < window.start:
+        conditions.append(f"{name} >= {utc(window.start)}")
+    if last is None or last + DAY > window.end:
+        conditions.append(f"{name} <= {utc(window.end - MICROSECOND)}")
+    return conditions
+
+
+def _midnight(table: HogqlTable, bound: Bound | None) -> datetime | None:
+    """When the day of a place on the line begins, where the line is one of days of the window's own time."""
+    if bound is None or not table.sort_key.labels or not isinstance(bound.label[0], date):
+        return None
+    is_own = table.sort_key.labels[0].field == table.column(table.time_column or "").source
+    return datetime.combine(bound.label[0], time(), UTC) if is_own else None
+
+
+def _shared_labels(slice_: Slice) -> int:
+    """How many leading values a slice's two ends share, leaving one that tells them apart."""
+    if slice_.lower is None or slice_.upper is None:
+        return 0
+    pairs = list(zip(slice_.lower.label, slice_.upper.label, strict=True))
+    told = pairs if slice_.upper.at is not None else pairs[:-1]
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], told))
+
+
 def _ranges(sort_key: SortKey, bound: Bound) -> list[_RangeOf]:
     """The comparisons of a place on the line, outermost first."""
     ranges = [_label_range(label, value) for label, value in zip(sort_key.labels, bound.label, strict=True)]
@@ -280,7 +401,13 @@ def _axis_range(axis: AxisField, at: int) -> _RangeOf:
 
 
 def _plain_range(name: str, value: str) -> _Range:
-    return _Range(f"{name} >= {value}", f"{name} > {value}", f"{name} <= {value}", f"{name} < {value}")
+    return _Range(
+        within=(f"{name} = {value}",),
+        at_least=f"{name} >= {value}",
+        above=f"{name} > {value}",
+        at_most=f"{name} <= {value}",
+        below=f"{name} < {value}",
+    )
 
 
 def _day_range(name: str, midnight: datetime) -> _Range:
@@ -289,27 +416,18 @@ def _day_range(name: str, midnight: datetime) -> _Range:
     ClickHouse turns a bound on the time into one on the sort key's day, inclusive either way: `< midnight`
     would keep the whole next day (5.2 times the rows read, measured on ClickHouse 26.9).
     """
+    at_least, at_most = f"{name} >= {utc(midnight)}", f"{name} <= {utc(midnight + DAY - MICROSECOND)}"
     return _Range(
-        at_least=f"{name} >= {utc(midnight)}",
+        within=(at_least, at_most),
+        at_least=at_least,
         above=f"{name} >= {utc(midnight + DAY)}",
-        at_most=f"{name} <= {utc(midnight + DAY - MICROSECOND)}",
+        at_most=at_most,
         below=f"{name} <= {utc(midnight - MICROSECOND)}",
     )
 
 
 def _label_expression(label: LabelField) -> str:
     return f"toDate({_name(label.field)})" if label.kind == "day" else _name(label.field)
-
-
-def _select(column: Column) -> str:
-    """A column whose cell is text or null, so that the answer can be read without Python objects.
-
-    A cast gets a name of its own: under the column's name it would also be what ORDER BY and WHERE mean.
-    """
-    name = _name(column.source)
-    if column.kind in ("bigint", "bool"):
-        return f"toString({name}) AS {column.name}_text"
-    return name if name == column.name else f"{name} AS {column.name}"
 
 
 def _name(source: str) -> str:
@@ -321,7 +439,3 @@ def _name(source: str) -> str:
 
 def _any(conditions: Sequence[str]) -> str:
     return conditions[0] if len(conditions) == 1 else f"({' OR '.join(conditions)})"
-
-
-def _where(conditions: Sequence[str]) -> str:
-    return f" WHERE {' AND '.join(conditions)}" if conditions else ""

@@ -1,7 +1,8 @@
 """When the next call may go.
 
-A sliding window per rate, shared by all threads, and a pause that holds everyone when PostHog says so.
-Clock and sleep are parameters. Not here: what to do about an error (`client`).
+One gate for all that one key asks of one host: rates, a pause that holds everyone when PostHog says so,
+and places for the calls that are open at once. All clients of a key in a process share it. Clock and
+sleep are parameters. Not here: what to do about an error (`client`).
 """
 
 from __future__ import annotations
@@ -9,8 +10,15 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
+
+GOOD_ANSWERS_PER_PLACE = 20
+"""Good answers after which a gate that was narrowed opens one more place."""
+
+Check = Callable[[float], None]
+"""Called before each wait with the seconds of pause that are left, 0 or less for none; raises to end it."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +27,17 @@ class Rate:
 
     calls: int
     per_s: float
+
+
+@dataclass(eq=False)
+class Turn:
+    """A call that was let through. Give it back with `Gate.leave`.
+
+    Attributes:
+        waited_s: Seconds it waited for rates and pauses, not for a place.
+    """
+
+    waited_s: float = 0.0
 
 
 def next_call_at(sent: Sequence[float], rates: Sequence[Rate], now: float) -> float:
@@ -36,40 +55,160 @@ def next_call_at(sent: Sequence[float], rates: Sequence[Rate], now: float) -> fl
     return earliest
 
 
-class RateLimiter:
-    """Lets calls through at the allowed rate. Thread-safe; fair enough, not first come first served."""
+class Gate:
+    """Lets calls through. Thread-safe; fair enough, not first come first served.
+
+    Rate, pause and place are looked at and taken in one step, so that nobody who waited for one of them
+    goes through against another.
+
+    Args:
+        rates: What to keep, by the name that calls are made under.
+        places: Calls open at once, of all names together.
+        clock: Monotonic seconds.
+        sleep: Waits that many seconds. Without it waits end early when `wake` is called.
+    """
 
     def __init__(
         self,
-        rates: Sequence[Rate],
+        rates: Mapping[str, Sequence[Rate]],
         *,
+        places: int,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], object] = time.sleep,
+        sleep: Callable[[float], object] | None = None,
     ) -> None:
-        self._rates = tuple(rates)
-        self._sent: deque[float] = deque(maxlen=max((rate.calls for rate in rates), default=1))
-        self._paused_until = float("-inf")
-        self._lock = threading.Lock()
+        self._lanes = {name: _Lane(tuple(limits)) for name, limits in rates.items()}
+        self._places = places
+        self._open_places = places
+        self._good_answers = 0
+        self._inside: set[Turn] = set()
+        self._changed = threading.Condition()
         self._clock = clock
         self._sleep = sleep
 
-    def acquire(self) -> float:
-        """Waits for a free place, takes it, and returns the seconds waited."""
-        waited_s = 0.0
-        while (wait_s := self._take_or_wait_s()) > 0:
-            self._sleep(wait_s)
-            waited_s += wait_s
-        return waited_s
+    def enter(self, name: str, *, check: Check = lambda _: None, takes_place: bool = True) -> Turn:
+        """Waits until a call may go and lets it through.
 
-    def pause(self, seconds: float) -> None:
+        Raises:
+            Exception: What `check` raises.
+        """
+        lane = self._lanes[name]
+        turn = Turn()
+        with self._changed:
+            while True:
+                now = self._clock()
+                check(lane.paused_until - now)
+                wait_s = max(next_call_at(lane.sent, lane.rates, now), lane.paused_until) - now
+                if wait_s > 0:
+                    self._wait(wait_s)
+                    turn.waited_s += self._clock() - now
+                elif takes_place and len(self._inside) >= self._open_places:
+                    self._changed.wait()
+                else:
+                    lane.sent.append(now)
+                    if takes_place:
+                        self._inside.add(turn)
+                    return turn
+
+    def leave(self, turn: Turn) -> None:
+        """Frees a call's place. Once is enough; more does no harm."""
+        with self._changed:
+            self._inside.discard(turn)
+            self._changed.notify_all()
+
+    def count(self, name: str) -> None:
+        """Counts a call that goes without waiting."""
+        with self._changed:
+            self._lanes[name].sent.append(self._clock())
+
+    def pause(self, name: str, seconds: float) -> None:
         """Lets nobody through for `seconds` from now. A longer pause already set stands."""
-        with self._lock:
-            self._paused_until = max(self._paused_until, self._clock() + seconds)
+        with self._changed:
+            lane = self._lanes[name]
+            lane.paused_until = max(lane.paused_until, self._clock() + seconds)
 
-    def _take_or_wait_s(self) -> float:
-        with self._lock:
-            now = self._clock()
-            at = max(next_call_at(self._sent, self._rates, now), self._paused_until)
-            if at <= now:
-                self._sent.append(now)
-            return max(0.0, at - now)
+    def narrow(self) -> None:
+        """Leaves one place open, until good answers open the others again."""
+        with self._changed:
+            self._open_places = 1
+            self._good_answers = 0
+
+    def widen(self) -> None:
+        """Counts a good answer; every so many of them open one more place."""
+        with self._changed:
+            self._good_answers += 1
+            if self._good_answers >= GOOD_ANSWERS_PER_PLACE and self._open_places < self._places:
+                self._open_places += 1
+                self._good_answers = 0
+                self._changed.notify_all()
+
+    def tighten(self, rates: Mapping[str, Sequence[Rate]], *, places: int) -> None:
+        """Keeps these limits too; the stricter one counts."""
+        with self._changed:
+            for name, limits in rates.items():
+                self._lanes[name].keep(limits)
+            self._places = min(self._places, places)
+            self._open_places = min(self._open_places, places)
+
+    def wait(self, seconds: float, *, check: Check) -> None:
+        """Waits, without a place. Raises what `check` raises."""
+        with self._changed:
+            until, left_s = self._clock() + seconds, seconds
+            while left_s > 0:
+                check(0.0)
+                self._wait(left_s)
+                left_s = until - self._clock()
+
+    def wake(self) -> None:
+        """Has everyone who waits look around again."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def _wait(self, seconds: float) -> None:
+        """Waits with the lock given up."""
+        if self._sleep is None:
+            self._changed.wait(seconds)
+            return
+        self._changed.release()
+        try:
+            self._sleep(seconds)
+        finally:
+            self._changed.acquire()
+
+
+@dataclass
+class _Lane:
+    """The calls of one name."""
+
+    rates: tuple[Rate, ...]
+    paused_until: float = float("-inf")
+    sent: deque[float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sent = deque(maxlen=max((rate.calls for rate in self.rates), default=1))
+
+    def keep(self, rates: Sequence[Rate]) -> None:
+        self.rates = tuple(dict.fromkeys((*self.rates, *rates)))
+        self.sent = deque(self.sent, maxlen=max((rate.calls for rate in self.rates), default=1))
+
+
+_gates: WeakValueDictionary[str, Gate] = WeakValueDictionary()
+_gates_lock = threading.Lock()
+
+
+def shared_gate(owner: str, rates: Mapping[str, Sequence[Rate]], *, places: int) -> Gate:
+    """The one gate of an owner in this process, for as long as anyone holds it.
+
+    Who comes with other limits tightens it for all: PostHog counts a key's calls, whoever makes them.
+
+    Args:
+        owner: What names the owner without giving it away, such as a hash.
+        rates: As for `Gate`.
+        places: As for `Gate`.
+    """
+    with _gates_lock:
+        gate = _gates.get(owner)
+        if gate is None:
+            gate = _gates[owner] = Gate(rates, places=places)
+        else:
+            gate.tighten(rates, places=places)
+        return gate

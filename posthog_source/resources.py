@@ -25,7 +25,7 @@ from posthog_source.catalog import (
 )
 from posthog_source.client import Client
 from posthog_source.config import EventsSettings, Settings, TableSettings
-from posthog_source.destination import Target, build_resource, claim_state
+from posthog_source.destination import Target, build_resource, claim_state, metered
 from posthog_source.events import EPOCH, build_events
 from posthog_source.pagination import Reader
 from posthog_source.rest import fetch_all, iter_changed
@@ -48,21 +48,22 @@ def build_resources(
 def _snapshot(client: Client, settings: Settings, table: HogqlTable, config: TableSettings) -> DltResource:
     def snapshot() -> Iterator[Any]:
         target = Target.current()
-        reader = Reader(
-            client,
-            table,
-            project_id=settings.project_id,
-            page_rows=config.page_rows,
-            look_ahead=settings.look_ahead,
-            may_repeat=target.can_merge,
-        )
-        plans = reader.fetch_plans(None)
-        yield from target.load(
-            reader,
-            chain.from_iterable(reader.iter_pages(plan) for plan in plans),
-            lambda: target.replace(settings.project_id),
-            rows=sum(plan.rows for plan in plans),
-        )
+        with metered(client, settings) as own:
+            reader = Reader(
+                own,
+                table,
+                project_id=settings.project_id,
+                page_rows=config.page_rows,
+                look_ahead=settings.look_ahead,
+                may_repeat=target.can_merge,
+            )
+            plans = reader.fetch_plans(None)
+            yield from target.load(
+                reader,
+                chain.from_iterable(reader.iter_pages(plan) for plan in plans),
+                lambda: target.replace(settings.project_id),
+                rows=sum(plan.rows for plan in plans),
+            )
 
     return build_resource(table, snapshot)
 
@@ -70,8 +71,11 @@ def _snapshot(client: Client, settings: Settings, table: HogqlTable, config: Tab
 def _listing(client: Client, settings: Settings, table: RestTable) -> DltResource:
     def listing() -> Iterator[Any]:
         target = Target.current()
-        yield target.begin(table, target.replace(settings.project_id))
-        yield fetch_all(client, table, project_id=settings.project_id)
+        with metered(client, settings) as own:
+            yield target.begin(table, target.replace(settings.project_id))
+            rows = fetch_all(own, table, project_id=settings.project_id)
+            dlt.current.resource_metrics()["rows"] = rows.num_rows
+            yield rows
 
     return build_resource(table, listing)
 
@@ -88,12 +92,13 @@ def _changes(client: Client, settings: Settings, table: RestTable) -> DltResourc
         cursor.advance(since)  # PostHog applies the range; dlt is not to filter again
         is_first = since == EPOCH or not target.can_merge
         yield target.begin(table, {"disposition": "merge"} if target.can_merge else "replace")
-        overlap = timedelta(seconds=table.overlap_s)
-        pages = iter_changed(
-            client, table, project_id=settings.project_id, since=None if is_first else since - overlap
-        )
-        for page, newest in pages:
-            yield page
-            cursor.advance(max(since, newest))
+        asked_since = None if is_first else since - timedelta(seconds=table.overlap_s)
+        rows = 0
+        with metered(client, settings) as own:
+            for page, newest in iter_changed(own, table, project_id=settings.project_id, since=asked_since):
+                rows += page.num_rows
+                yield page
+                cursor.advance(max(since, newest))
+            dlt.current.resource_metrics()["rows"] = rows
 
     return build_resource(table, changes)

@@ -16,30 +16,45 @@ from dlt.common.typing import TSecretStrValue
 from dlt.sources import DltResource
 
 from posthog_source.client import Client
-from posthog_source.config import EventsSettings, TableSettings, build_settings
+from posthog_source.config import (
+    EventsSettings,
+    TableKind,
+    TableSettings,
+    build_settings,
+    build_table_settings,
+)
 from posthog_source.resources import build_resources
+
+Written = Any
+"""A setting as toml, the environment or Python has it. `config` reads it: where dlt finds another type than
+declared, it stops with a traceback that says neither where to set it nor what it may be."""
 
 
 @configspec
 class EventsConfig(BaseConfiguration):
     """`[sources.posthog.events]`, or the `events` argument. See `posthog_source.config.EventsSettings`."""
 
-    page_rows: int = EventsSettings.page_rows
-    lag_s: float = EventsSettings.lag_s
-    lookback_s: float = EventsSettings.lookback_s
-    late_arrival_days: float = EventsSettings.late_arrival_days
-    late_arrival_every_s: float = EventsSettings.late_arrival_every_s
-    write_mode: str = EventsSettings.write_mode
-    person_id: str = EventsSettings.person_id
-    person_properties: bool = EventsSettings.person_properties
-    json_columns: str = EventsSettings.json_columns
+    page_rows: Written = EventsSettings.page_rows
+    lag_s: Written = EventsSettings.lag_s
+    lookback_s: Written = EventsSettings.lookback_s
+    late_arrival_days: Written = EventsSettings.late_arrival_days
+    late_arrival_every_s: Written = EventsSettings.late_arrival_every_s
+    write_mode: Written = EventsSettings.write_mode
+    person_id: Written = EventsSettings.person_id
+    person_properties: Written = EventsSettings.person_properties
+    properties: Written = EventsSettings.properties
+    event_names: Written = EventsSettings.event_names
+    exclude_event_names: Written = EventsSettings.exclude_event_names
+    where: Written = EventsSettings.where
+    promote: Written = EventsSettings.promote
+    json_columns: Written = EventsSettings.json_columns
 
 
 @configspec
 class PeopleConfig(BaseConfiguration):
     """`[sources.posthog.people]`, or the `people` argument: persons, their distinct ids, cohort members."""
 
-    page_rows: int = TableSettings.page_rows
+    page_rows: Written = TableSettings.page_rows
 
 
 @dlt.source(name="posthog", section="posthog")
@@ -51,13 +66,14 @@ def posthog_source(
     end_date: Any = None,
     events: EventsConfig | None = None,
     people: PeopleConfig | None = None,
-    look_ahead: int | None = None,
-    query_timeout_s: float | None = None,
-    max_attempts: int | None = None,
-    wait_deadline_s: float | None = None,
-    queries_per_minute: int | None = None,
-    queries_per_hour: int | None = None,
-    rows_per_commit: int | None = None,
+    look_ahead: Written = None,
+    query_timeout_s: Written = None,
+    max_attempts: Written = None,
+    wait_deadline_s: Written = None,
+    queries_per_minute: Written = None,
+    queries_per_hour: Written = None,
+    rows_per_commit: Written = None,
+    meter_reads: Written = None,
 ) -> Iterable[DltResource]:
     """All of a PostHog project, as dlt resources: events, persons, cohorts, insights and the rest.
 
@@ -81,6 +97,7 @@ def posthog_source(
         queries_per_minute: PostHog's limit for the key.
         queries_per_hour: The same.
         rows_per_commit: Events that one run reads at most, leaving the rest to the next; all by default.
+        meter_reads: Ask PostHog's query_log, once a table, what its queries made PostHog read.
 
     Raises:
         SettingsError: A setting is missing or cannot be right; nothing was sent.
@@ -98,14 +115,16 @@ def posthog_source(
         queries_per_minute=queries_per_minute,
         queries_per_hour=queries_per_hour,
         rows_per_commit=rows_per_commit,
+        meter_reads=meter_reads,
     )
     return build_resources(
         Client(settings),
         settings,
-        events=EventsSettings(**_values(events or EventsConfig(), EventsSettings)),
-        people=TableSettings(**_values(people or PeopleConfig(), TableSettings)),
+        events=_settings(EventsSettings, "events", events or EventsConfig()),
+        people=_settings(TableSettings, "people", people or PeopleConfig()),
     )
 
 
-def _values(config: BaseConfiguration, settings: type) -> dict[str, Any]:
-    return {field.name: getattr(config, field.name) for field in fields(settings)}
+def _settings(kind: type[TableKind], section: str, config: BaseConfiguration) -> TableKind:
+    values = {field.name: getattr(config, field.name) for field in fields(kind)}
+    return build_table_settings(kind, section, values)

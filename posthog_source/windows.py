@@ -162,13 +162,12 @@ def pack_days(days: Mapping[date, int], window: Window, *, rows: int) -> list[tu
     return [*packed, (Window(start, window.end), held)]
 
 
-def share_days(days: Mapping[date, int], window: Window, *, shares: int) -> list[Window]:
-    """Cuts a window at UTC midnights into at most `shares` windows of about equal rows."""
-    target = max(1, -(-sum(days.values()) // shares))
-    packed = [part for part, _ in pack_days(days, window, rows=target)]
-    if len(packed) <= shares:
-        return packed
-    edges = [packed[len(packed) * i // shares].start for i in range(shares)] + [window.end]
+def cut_days(window: Window, *, parts: int) -> list[Window]:
+    """Cuts a window at UTC midnights into at most `parts` windows of about equal time: always the same."""
+    days = max(1, -(-(window.end - window.start) // timedelta(days=1)))
+    first = datetime.combine(window.start.date(), time(), UTC)
+    cuts = {first + timedelta(days=days * i // parts) for i in range(1, parts)}
+    edges = [window.start, *sorted(cut for cut in cuts if window.start < cut < window.end), window.end]
     return [Window(start, end) for start, end in pairwise(edges)]
 
 

@@ -39,6 +39,7 @@ ALL_KINDS = Table(
         Column("name", "text", "Text"),
         Column("at", "timestamp", "Time"),
         Column("number", "bigint", "Number"),
+        Column("ratio", "double", "Fraction"),
         Column("flag", "bool", "Flag"),
         Column("document", "json", "JSON", field="$document"),
     ),
@@ -47,7 +48,7 @@ ALL_KINDS = Table(
     scopes=("query:read",),
 )
 UUID_TEXT = "0190a1b2-c3d4-7e5f-8a9b-0c1d2e3f4a5b"
-FULL_ROW = (UUID_TEXT, "a", "2026-01-02T03:04:05.120000Z", "-7", "true", '{"a":1}')
+FULL_ROW = (UUID_TEXT, "a", "2026-01-02T03:04:05.120000Z", "-7", "2.5", "true", '{"a":1}')
 NASTY_TEXTS = [
     "",
     " ",
@@ -146,7 +147,7 @@ def test_a_cell_that_is_no_text_becomes_its_json(values: list[object]) -> None:
 
 
 def test_every_kind_of_cell_becomes_its_columns_type() -> None:
-    table = table_of(FULL_ROW, (UUID_TEXT, None, None, None, None, None))
+    table = table_of(FULL_ROW, (UUID_TEXT, None, None, None, None, None, None))
 
     assert table.schema == schema_of(ALL_KINDS)
     assert table.to_pylist() == [
@@ -156,6 +157,7 @@ def test_every_kind_of_cell_becomes_its_columns_type() -> None:
             "name": "a",
             "at": datetime(2026, 1, 2, 3, 4, 5, 120_000, tzinfo=UTC),
             "number": -7,
+            "ratio": 2.5,
             "flag": True,
             "document": '{"a":1}',
         },
@@ -165,6 +167,7 @@ def test_every_kind_of_cell_becomes_its_columns_type() -> None:
             "name": None,
             "at": None,
             "number": None,
+            "ratio": None,
             "flag": None,
             "document": None,
         },
@@ -173,7 +176,7 @@ def test_every_kind_of_cell_becomes_its_columns_type() -> None:
 
 def test_cells_that_are_no_text_end_in_the_same_table() -> None:
     as_text = table_of(FULL_ROW)
-    as_values = table_of((UUID_TEXT, "a", "2026-01-02T03:04:05.120000Z", -7, True, {"a": 1}))
+    as_values = table_of((UUID_TEXT, "a", "2026-01-02T03:04:05.120000Z", -7, 2.5, True, {"a": 1}))
 
     assert as_values.equals(as_text)
 
@@ -189,6 +192,18 @@ def test_a_flag_is_true_and_false_or_one_and_nought(cell: str, flag: bool) -> No
 def test_a_whole_number_keeps_all_its_digits(numbers: list[int]) -> None:
     assert column_of("bigint", [str(number) for number in numbers]) == numbers
     assert column_of("bigint", numbers) == numbers
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1))
+@settings(deadline=None)
+def test_a_fraction_is_the_number_that_was_written(numbers: list[float]) -> None:
+    assert column_of("double", [repr(number) for number in numbers]) == numbers
+    assert column_of("double", numbers) == numbers
+
+
+@pytest.mark.parametrize("cell", ["nan", "inf", "-inf"])
+def test_what_is_no_finite_number_becomes_null(cell: str) -> None:
+    assert column_of("double", ["1.5", cell, None]) == [1.5, None, None]
 
 
 @given(
@@ -468,6 +483,8 @@ def test_a_null_where_the_table_allows_none_names_table_and_column(table: Table)
         ("number", "12x"),
         ("number", ""),
         ("number", str(2**63)),
+        ("ratio", "12x"),
+        ("ratio", ""),
         ("flag", "maybe"),
         ("flag", ""),
     ],
@@ -482,16 +499,16 @@ def test_a_value_that_its_column_does_not_take_names_table_and_column(column: st
     assert str(caught.value).splitlines() == [str(caught.value)]
 
 
-@pytest.mark.parametrize("width", [0, 1, 5, 7])
+@pytest.mark.parametrize("width", [0, 1, 6, 8])
 def test_columns_more_or_less_than_asked_for_are_unexpected(width: int) -> None:
     answer = read_answer(body_of([["a"] * width], width))
 
-    with pytest.raises(UnexpectedAnswerError, match=f"^things: .* {width} columns .* 6"):
+    with pytest.raises(UnexpectedAnswerError, match=f"^things: .* {width} columns .* 7"):
         to_table(answer, ALL_KINDS, project_id=7)
 
 
 def test_columns_that_were_not_asked_for_are_null_and_in_their_place() -> None:
-    answer = read_answer(body_of([[UUID_TEXT, "2026-01-02T03:04:05Z", "5", "true"]], 4))
+    answer = read_answer(body_of([[UUID_TEXT, "2026-01-02T03:04:05Z", "5", "2.5", "true"]], 5))
 
     table = to_table(answer, ALL_KINDS, project_id=7, absent={"document", "name"})
 
@@ -545,8 +562,8 @@ def test_a_rest_number_that_is_none_is_an_error_that_names_it(number: object) ->
 
 def test_the_cursor_is_the_last_row_of_a_page() -> None:
     page = table_of(
-        (UUID_TEXT, "a", "2026-01-02T03:04:05.000001Z", "1", "true", "{}"),
-        (UUID_TEXT.replace("0190", "0000"), "b", "2026-01-02T03:04:05.000002Z", "2", "true", "{}"),
+        (UUID_TEXT, "a", "2026-01-02T03:04:05.000001Z", "1", "1", "true", "{}"),
+        (UUID_TEXT.replace("0190", "0000"), "b", "2026-01-02T03:04:05.000002Z", "2", "2", "true", "{}"),
     )
 
     assert last_row(page, ("at", "uuid", "number")) == (

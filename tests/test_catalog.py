@@ -7,6 +7,9 @@ from dataclasses import fields
 from typing import get_args
 
 import pytest
+from dlt.common.normalizers.naming.snake_case import NamingConvention
+from hypothesis import given
+from hypothesis import strategies as st
 
 from posthog_source.catalog import (
     EVENTS,
@@ -16,13 +19,18 @@ from posthog_source.catalog import (
     PROJECT_ID,
     TABLES,
     UUID_AXIS,
+    Condition,
     Disposition,
     HogqlTable,
     Kind,
     RateClass,
     RestTable,
     Table,
+    events_table,
+    snake_case,
 )
+from posthog_source.config import EventsSettings
+from posthog_source.errors import SettingsError
 
 HOGQL_TABLES = [table for table in TABLES if isinstance(table, HogqlTable)]
 REST_TABLES = [table for table in TABLES if isinstance(table, RestTable)]
@@ -220,3 +228,79 @@ def test_persons_are_cut_by_the_half_of_the_id_that_clickhouse_sorts_by() -> Non
 
 def test_distinct_ids_are_planned_by_a_sample() -> None:
     assert PERSON_DISTINCT_IDS.sort_key.is_sampled
+
+
+def names_of(config: EventsSettings) -> list[str]:
+    return [column.name for column in events_table(config).columns]
+
+
+def test_events_as_they_come_have_their_properties_and_not_the_persons() -> None:
+    table = events_table(EventsSettings())
+
+    assert table == EVENTS.without({"person_properties"})
+    assert table.condition is None
+
+
+def test_events_have_the_columns_that_were_chosen() -> None:
+    usual = names_of(EventsSettings())
+
+    assert names_of(EventsSettings(person_properties=True)) == [*usual, "person_properties"]
+    assert names_of(EventsSettings(properties=False)) == [name for name in usual if name != "properties"]
+    assert names_of(EventsSettings(promote=(("plan", "text"), ("$os", "text")))) == [*usual, "plan", "os"]
+
+
+def test_a_promoted_property_has_its_type_and_may_be_null() -> None:
+    column = events_table(EventsSettings(promote=(("Plan Count", "bigint"),))).column("plan_count")
+
+    assert (column.kind, column.property_name) == ("bigint", "Plan Count")
+    assert not column.is_required
+    assert not column.is_optional
+    assert "Plan Count" in column.description
+
+
+def test_the_rows_that_were_chosen_are_the_tables_condition() -> None:
+    config = EventsSettings(event_names=("a",), exclude_event_names=("b",), where="1 = 1")
+
+    assert events_table(config).condition == Condition(
+        field="event", only=("a",), never=("b",), where="1 = 1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("property_name", "column"),
+    [
+        ("$browser", "browser"),
+        ("$initial-utmSource", "initial_utm_source"),
+        ("URLPath", "url_path"),
+        ("userID", "user_id"),
+        ("Größe in m²", "gro_e_in_m2"),
+        ("a.b", "a_b"),
+        ("__x__", "x"),
+        ("`; DROP", "drop"),
+        ("2fa", "properties_2fa"),
+        ("uuid", "properties_uuid"),
+        ("$session_id", "properties_session_id"),
+        ("personProperties", "properties_person_properties"),
+    ],
+)
+def test_a_promoted_propertys_column_is_named_in_snake_case_beside_our_own(
+    property_name: str, column: str
+) -> None:
+    assert names_of(EventsSettings(promote=((property_name, "text"),)))[-1] == column
+
+
+@pytest.mark.parametrize(
+    "promote", [["a b", "a-b"], ["$uuid", "uuid"], ["价格"], ["$"], ["plan", "properties_uuid", "uuid"]]
+)
+def test_a_promoted_property_without_a_name_of_its_own_is_refused_in_one_line(promote: list[str]) -> None:
+    with pytest.raises(SettingsError, match=r"^events\.promote names .*\[sources\.posthog\.events\]\.$"):
+        events_table(EventsSettings(promote=tuple((name, "text") for name in promote)))
+
+
+@given(st.text() | st.from_regex(r"[$A-Za-z0-9_. -]+", fullmatch=True))
+def test_whatever_a_property_is_called_dlt_leaves_its_column_name_as_it_is(text: str) -> None:
+    name = snake_case(text)
+
+    assert re.fullmatch(r"([a-z0-9]+(_[a-z0-9]+)*)?", name)
+    if name and not name[0].isdigit():
+        assert NamingConvention().normalize_identifier(name) == name

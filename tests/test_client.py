@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ import pytest
 from posthog_source.arrow import read_answer
 from posthog_source.catalog import EVENTS, Table
 from posthog_source.catalog import TABLES as CATALOGUE
-from posthog_source.client import Client
+from posthog_source.client import FIRST_BUSY_WAIT_S, FIRST_CONTACT_TRIES, Client, Usage
 from posthog_source.errors import (
     AccessDeniedError,
     ApiError,
@@ -33,9 +35,11 @@ from posthog_source.errors import (
     StaleAnswerError,
     StuckCursorError,
     TooHeavyError,
+    UnreachableError,
     UnreadableAnswerError,
 )
 from posthog_source.query import Query
+from posthog_source.rate_limit import GOOD_ANSWERS_PER_PLACE
 from tests.conftest import FakeTime, Project, Server, Warehouse, client_of
 
 ONE = Query("SELECT toString(1) AS one LIMIT 1", {}, "one")
@@ -172,12 +176,17 @@ def test_waits_between_tries_vary_and_are_bounded(project: Project, fake_time: F
     assert max(fake_time.slept_s[-10:]) > max(fake_time.slept_s[:2])
 
 
-def test_an_answer_slower_than_the_time_out_is_asked_for_again(project: Project, fake_time: FakeTime) -> None:
+def test_an_answer_slower_than_the_time_out_is_stopped_and_asked_for_again(
+    project: Project, fake_time: FakeTime
+) -> None:
     project.faults("query", {"kind": "drip", "seconds": 20})
     with client_of(project, fake_time, query_timeout_s=0.3) as client:
         assert ask(client) == [("1",)]
 
-    assert len(project.requests()) == 2
+    first, stopped, second = project.requests()
+    assert stopped["method"] == "DELETE"
+    assert stopped["path"].endswith(f"/query/{first['client_query_id']}/")
+    assert second["client_query_id"] != first["client_query_id"]
 
 
 def test_an_answer_that_comes_slowly_is_awaited(project: Project, client: Client) -> None:
@@ -194,31 +203,66 @@ def test_a_host_where_nobody_listens_is_told_with_what_to_check(
         reserved.bind(("127.0.0.1", 0))
         host = f"http://127.0.0.1:{reserved.getsockname()[1]}"
         with (
-            client_of(project, fake_time, host=host, max_attempts=3) as client,
-            pytest.raises(ConnectionFailedError, match=rf"{host}: .*refused.*Check host and network"),
+            client_of(project, fake_time, host=host) as client,
+            pytest.raises(UnreachableError, match=rf"{host}: .*refused.*Check host and network"),
         ):
             ask(client)
 
-    assert len(fake_time.slept_s) == 2
+    assert len(fake_time.slept_s) == FIRST_CONTACT_TRIES - 1
 
 
+def test_a_host_that_has_answered_before_is_tried_as_long_as_any_other_fault_is(
+    project: Project, fake_time: FakeTime
+) -> None:
+    server = HTTPServer(("127.0.0.1", 0), AnswersOnce)
+    host = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.handle_request)
+    thread.start()
+    with client_of(project, fake_time, host=host, max_attempts=6) as client:
+        assert client.get("insights/") == {"results": []}
+        thread.join(timeout=20)
+        server.server_close()
+        with pytest.raises(UnreachableError):
+            client.get("insights/")
+
+    assert len(fake_time.slept_s) == 5
+
+
+class AnswersOnce(BaseHTTPRequestHandler):
+    """An empty list, and the connection is closed."""
+
+    def do_GET(self) -> None:
+        body = b'{"results": []}'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Not to the terminal."""
+
+
+@pytest.mark.parametrize("seconds", [0, 1, 77, 2_202])
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_wait_in_seconds_is_kept_to_the_second(
-    project: Project, client: Client, fake_time: FakeTime, status: int
+    project: Project, client: Client, fake_time: FakeTime, status: int, seconds: int
 ) -> None:
-    project.faults("query", {"status": status, "headers": {"Retry-After": "77"}})
+    project.faults("query", {"status": status, "headers": {"Retry-After": str(seconds)}})
 
     assert ask(client) == [("1",)]
-    assert fake_time.slept_s == [77.0]
+    assert sum(fake_time.slept_s) == seconds
 
 
-def test_a_wait_until_a_date_is_kept(project: Project, client: Client, fake_time: FakeTime) -> None:
-    at = datetime.now(UTC) + timedelta(seconds=120)
+@pytest.mark.parametrize("seconds", [120, 2_202])
+def test_a_wait_until_a_date_is_kept(
+    project: Project, client: Client, fake_time: FakeTime, seconds: int
+) -> None:
+    at = datetime.now(UTC) + timedelta(seconds=seconds)
     header = format_datetime(at, usegmt=True)
     project.faults("query", {"status": 429, "headers": {"Retry-After": header}})
 
     assert ask(client) == [("1",)]
-    assert 110 < sum(fake_time.slept_s) <= 120
+    assert seconds - 10 < sum(fake_time.slept_s) <= seconds
 
 
 def test_a_429_that_names_no_wait_is_met_with_growing_ones(project: Project, fake_time: FakeTime) -> None:
@@ -253,6 +297,20 @@ def test_a_wait_beyond_the_deadline_is_an_error_that_says_so(
     assert fake_time.slept_s == slept_s
 
 
+@pytest.mark.parametrize("headers", [{"Retry-After": "3600"}, {}])
+def test_the_deadline_error_says_when_the_wait_would_end(
+    project: Project, fake_time: FakeTime, headers: dict[str, str]
+) -> None:
+    project.faults("query", {"status": 429, "headers": headers})
+    before = datetime.now(UTC).replace(microsecond=0)
+    with client_of(project, fake_time, wait_deadline_s=10) as client, pytest.raises(DeadlineError) as failure:
+        ask(client)
+
+    wait = timedelta(seconds=float(headers.get("Retry-After", FIRST_BUSY_WAIT_S)))
+    (text,) = re.findall(r"until (\S+ \S+) UTC", str(failure.value))
+    assert before + wait <= datetime.fromisoformat(f"{text}+00:00") <= datetime.now(UTC) + wait
+
+
 @dataclass
 class Meanwhile(FakeTime):
     """While the first sleeper sleeps, another thread does something."""
@@ -281,6 +339,43 @@ def test_a_429_holds_all_threads(project: Project) -> None:
 
     assert others == [[("1",)]]
     assert time.slept_meanwhile_s[0] == 50
+
+
+@dataclass
+class TogetherTime(FakeTime):
+    """Sleeps only with company."""
+
+    together: threading.Barrier = field(default_factory=lambda: threading.Barrier(2))
+
+    def sleep(self, seconds: float) -> None:
+        self.together.wait(timeout=20)
+        super().sleep(seconds)
+
+
+def test_who_waits_for_the_place_of_one_that_is_told_to_wait_waits_too(project: Project) -> None:
+    time = TogetherTime()
+    project.settings(latency_s=0.1)
+    project.faults("query", {"status": 429, "headers": {"Retry-After": "50"}})
+    with client_of(project, time, look_ahead=1) as client, ThreadPoolExecutor(2) as threads:
+        answers = list(threads.map(lambda _: ask(client), range(2)))
+
+    assert answers == [[("1",)]] * 2
+    assert time.slept_s == [50, 50]
+
+
+def test_a_429_that_names_no_wait_leaves_one_question_open_at_a_time_for_a_while(project: Project) -> None:
+    project.settings(latency_s=0.02)
+    time = FakeTime()
+    with client_of(project, time, look_ahead=3) as client, ThreadPoolExecutor(6) as threads:
+        project.faults("query", {"status": 429})
+        ask(client)
+        project.forget_requests()
+        list(threads.map(lambda _: ask(client), range(GOOD_ANSWERS_PER_PLACE - 2)))
+        narrow = project.stats()["max_concurrent_queries"]
+        list(threads.map(lambda _: ask(client), range(3 * GOOD_ANSWERS_PER_PLACE)))
+        wide = project.stats()["max_concurrent_queries"]
+
+    assert (narrow, wide) == (1, 3)
 
 
 def test_no_more_questions_are_open_than_look_ahead_however_many_threads_ask(
@@ -386,6 +481,43 @@ def test_the_key_shows_in_no_error_no_repr_and_no_log(
     assert project.api_key not in f"{seen!r} {[str(error) for error in seen]} {client!r} {client}"
     assert any(record.name.startswith("httpcore") for record in caplog.records)
     assert project.api_key not in "".join(f"{r.getMessage()} {r.args} {r.exc_text}" for r in caplog.records)
+
+
+def test_a_client_says_what_its_requests_have_cost(project: Project, client: Client) -> None:
+    project.settings(gzip=True)
+    busy = {"status": 429, "headers": {"Retry-After": "77"}}
+    before = client.usage
+    project.faults("query", {"status": 502, "body": "?"}, busy, {"kind": "reset"})
+    ask(client)
+    client.get("insights/")
+    ask(client)
+    cost = client.usage - before
+
+    assert before == Usage()
+    assert (cost.requests, cost.retries, cost.queries) == (6, 3, 5)
+    assert cost.waited_s == 77
+    assert 0 < cost.backed_off_s < 10
+    assert cost.received_bytes == project.stats()["bytes_sent"] > 0
+    assert client.usage - cost == before
+
+
+def test_what_many_threads_cost_adds_up(busy_project: Project, fake_time: FakeTime) -> None:
+    with client_of(busy_project, fake_time) as client, ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: ask(client), range(40)))
+        usage = client.usage
+
+    assert (usage.requests, usage.queries, usage.retries) == (40, 40, 0)
+    assert usage.received_bytes == busy_project.stats()["bytes_sent"]
+
+
+def test_waits_for_the_limits_of_a_key_are_counted_as_waits(project: Project, fake_time: FakeTime) -> None:
+    with client_of(project, fake_time, queries_per_minute=2) as client:
+        for _ in range(5):
+            ask(client)
+
+        assert client.usage == Usage(
+            requests=5, queries=5, waited_s=120, received_bytes=client.usage.received_bytes
+        )
 
 
 def test_every_question_carries_a_name_for_posthogs_query_log_and_an_id_of_its_own(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +23,10 @@ from posthog_source.config import (
     Settings,
     TableSettings,
     build_settings,
+    build_table_settings,
+    explain_change,
     parse_api_key,
+    parse_condition,
     parse_host,
     parse_instant,
     parse_project_id,
@@ -85,6 +89,12 @@ BAD: list[tuple[str, object]] = [
     ("end_date", "9999-12-31T23:59:59-14:00"),
     ("end_date", "tomorrow"),
     ("look_ahead", 0),
+    ("look_ahead", "two"),
+    ("look_ahead", 1.5),
+    ("look_ahead", True),
+    ("max_attempts", "1e400"),
+    ("query_timeout_s", "long"),
+    ("wait_deadline_s", []),
     ("look_ahead", 17),
     ("query_timeout_s", 0),
     ("query_timeout_s", -1.0),
@@ -127,6 +137,150 @@ def test_an_events_setting_that_cannot_be_right_is_one_line_that_names_it(name: 
 
     with pytest.raises(SettingsError, match=rf"^(events\.)?{name} must be .*\[sources\.posthog\]\.$"):
         EventsSettings(**given_settings)  # type: ignore[arg-type]
+
+
+WRONG_EVENTS: list[tuple[str, object]] = [
+    ("page_rows", "many"),
+    ("page_rows", "1.5"),
+    ("page_rows", None),
+    ("lag_s", "5 minutes"),
+    ("lag_s", "nan"),
+    ("lookback_s", float("inf")),
+    ("person_properties", "maybe"),
+    ("properties", 2),
+    ("event_names", "purchase"),
+    ("event_names", '{"a": 1}'),
+    ("event_names", [1, 2]),
+    ("event_names", [""]),
+    ("exclude_event_names", 5),
+    ("where", "event = 'a') OR (1 = 1"),
+    ("where", "(event = 'a'"),
+    ("where", "event = 'a' -- or so"),
+    ("where", "event = 'a' // or so"),
+    ("where", "event = 'a' # or so"),
+    ("where", "event = 'a' /* or so */"),
+    ("where", "event = 'a'; SELECT 1"),
+    ("where", "event = {v0}"),
+    ("where", "event = 'a"),
+    ("where", 'event = "a'),
+    ("where", "event = 'it\\'"),
+    ("promote", ["$browser"]),
+    ("promote", '["$browser"]'),
+    ("promote", "$browser"),
+    ("promote", {"$browser": "varchar"}),
+    ("promote", {"$browser": 5}),
+    ("promote", {"": "text"}),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG_EVENTS)
+def test_what_is_written_about_events_and_cannot_be_right_is_one_line_that_names_it(
+    name: str, value: object
+) -> None:
+    with pytest.raises(SettingsError, match=rf"^events\.{name} must be .*\[sources\.posthog\]\.$") as caught:
+        build_table_settings(EventsSettings, "events", {name: value})
+
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "read"),
+    [
+        ("page_rows", "500", 500),
+        ("lag_s", "60", 60.0),
+        ("lag_s", 60, 60.0),
+        ("properties", "false", False),
+        ("properties", "True", True),
+        ("event_names", '["b", "a", "b"]', ("a", "b")),
+        ("event_names", ["b", "a"], ("a", "b")),
+        ("event_names", "", ()),
+        ("event_names", [], ()),
+        ("exclude_event_names", ("b",), ("b",)),
+        ("where", "  properties.plan = 'pro' ", "properties.plan = 'pro'"),
+        ("where", None, ""),
+        ("promote", {"$browser": "text"}, (("$browser", "text"),)),
+        ("promote", '{"n": "double", "a.b": "bool"}', (("n", "double"), ("a.b", "bool"))),
+        ("promote", "", ()),
+    ],
+)
+def test_what_is_written_about_events_is_read_from_text_as_well(
+    name: str, value: object, read: object
+) -> None:
+    assert getattr(build_table_settings(EventsSettings, "events", {name: value}), name) == read
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "event = 'a'",
+        "event IN ('a)', 'b;', '--', '{c}', '#', 'it''s', 'it\\'s (')",
+        '`odd;name` = 1 OR ("x)" = 2 AND (3 = 3))',
+        "properties.$browser = 'x'\n  AND distinct_id NOT LIKE '%@test.com'",
+        "amount / 2 - 1 > 0",
+    ],
+)
+def test_a_condition_may_hold_anything_between_quotes_and_brackets_in_pairs(text: str) -> None:
+    assert parse_condition(text, "events.where") == text
+
+
+def test_a_name_that_is_wanted_and_unwanted_is_one_line() -> None:
+    with pytest.raises(SettingsError, match=r"^events\.exclude_event_names must be names that"):
+        EventsSettings(event_names=("a", "b"), exclude_event_names=("b",))
+
+
+CHOSEN = EventsSettings(
+    event_names=("a",), where="1 = 1", promote=(("n", "double"),), properties=False, person_id="current"
+)
+
+
+def test_a_choice_says_what_differs_from_the_defaults_and_survives_json() -> None:
+    assert EventsSettings().choice() == {}
+    assert EventsSettings(page_rows=5, write_mode="append").choice() == {}
+    assert CHOSEN.choice() == {
+        "event_names": ["a"],
+        "where": "1 = 1",
+        "promote": {"n": "double"},
+        "properties": False,
+        "person_id": "current",
+    }
+    assert json.loads(json.dumps(CHOSEN.choice())) == CHOSEN.choice()
+
+
+def test_an_unchanged_or_unknown_choice_needs_no_explanation() -> None:
+    assert explain_change(CHOSEN.choice(), CHOSEN.choice()) is None
+    assert explain_change({}, {}) is None
+    assert explain_change(None, CHOSEN.choice()) is None
+
+
+def test_a_changed_choice_is_one_line_that_says_what_changed_and_how_to_apply_it() -> None:
+    line = explain_change(
+        EventsSettings(where="a = 1", event_names=("x",)).choice(),
+        EventsSettings(where="a = 2", properties=False, event_names=("x",)).choice(),
+    )
+
+    assert line == (
+        'events: properties changed from its default to false; where changed from "a = 1" to "a = 2". '
+        "Rows already loaded stay as they were; to apply it to them, run a backfill of their time "
+        "(start_date and end_date)."
+    )
+
+
+def test_a_promoted_property_that_changes_its_type_is_refused_in_one_line() -> None:
+    text, double = (
+        EventsSettings(promote=(("n", kind), ("m", "text"))).choice() for kind in ("text", "double")
+    )
+
+    with pytest.raises(SettingsError, match=r"^events\.promote must be text for 'n', .*\(not double\)\."):
+        explain_change(text, double)
+
+
+def test_the_line_about_a_changed_choice_stays_short() -> None:
+    many = EventsSettings(event_names=tuple(f"event number {n}" for n in range(5_000)))
+
+    line = explain_change({}, many.choice())
+
+    assert line is not None
+    assert len(line) < 500
 
 
 @given(

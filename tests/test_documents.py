@@ -89,9 +89,12 @@ def test_every_pipeline_explains_itself(path: Path, tmp_path: Path) -> None:
 def test_every_pipeline_runs(path: Path, project: Project, tmp_path: Path) -> None:
     add_events(project, 3, timestamp=[ago(minutes=10 + n) for n in range(3)])
 
-    done = run_program(str(path), cwd=tmp_path, project=project)
+    days = (str(ago(days=2).date()), str(ago(days=-1).date())) if path.stem == "backfill" else ()
+
+    done = run_program(str(path), *days, cwd=tmp_path, project=project)
 
     assert done.returncode == 0, done.stderr
+    assert "events: 3" in done.stdout
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
@@ -121,6 +124,8 @@ def test_the_readme_tells_every_setting_and_its_default() -> None:
     events = EventsSettings()
     for name in EventsSettings.__dataclass_fields__:
         default, said = getattr(events, name), told[f"events.{name}"].replace(",", "").lower()
+        if default in ("", ()):
+            default = "\N{EN DASH}"
         expected = str(default).lower() if isinstance(default, str | bool) else f"{default:g}"
         assert said == expected or (said.isdecimal() and float(said) == default), name
 

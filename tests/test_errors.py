@@ -18,6 +18,7 @@ from posthog_source.errors import (
     AccessDeniedError,
     ApiError,
     AuthenticationError,
+    LostQueryError,
     NotFoundError,
     PosthogSourceError,
     QueryRefusedError,
@@ -27,6 +28,7 @@ from posthog_source.errors import (
     ServerError,
     SettingsError,
     TooHeavyError,
+    error_from_poll,
     error_from_response,
     find_cause,
     parse_retry_after,
@@ -198,6 +200,63 @@ def test_a_redirect_says_where_to_and_which_setting_to_change() -> None:
 )
 def test_a_refusal_that_a_person_must_mend_says_how(status: int, hint: str) -> None:
     assert hint in str(error_from_response(status, {}, b"", where=WHERE))
+
+
+def test_a_spent_quota_says_when_the_period_ends_if_posthog_does() -> None:
+    body = orjson.dumps(
+        {"code": "quota_limit_exceeded", "extra": {"billing_period_end": "2026-04-01T00:00:00Z"}}
+    )
+
+    assert "billing period, on 2026-04-01T00:00:00Z." in str(error_from_response(402, {}, body, where=WHERE))
+
+
+@pytest.mark.parametrize("extra", [None, [], "x", {"billing_period_end": None}, {"other": 1}])
+def test_a_spent_quota_of_which_posthog_says_no_more_is_told_as_well(extra: object) -> None:
+    body = orjson.dumps({"code": "quota_limit_exceeded", "extra": extra})
+
+    assert str(error_from_response(402, {}, body, where=WHERE)).endswith("the next billing period.")
+
+
+def test_a_scope_that_is_known_to_be_needed_is_named() -> None:
+    error = error_from_response(403, {}, b"", where=WHERE, scope="query:read")
+
+    assert "the scope query:read" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (400, {"query_status": {"error": True, "error_message": "too slow"}}, TooHeavyError),
+        (500, {"query_status": {"error": True, "error_message": None}}, LostQueryError),
+        (404, {"code": "not_found", "detail": "Query x not found"}, LostQueryError),
+        (400, {"code": "invalid_input"}, QueryRefusedError),
+        (401, {"code": "authentication_failed"}, AuthenticationError),
+        (429, {"code": "throttled"}, RateLimitedError),
+        (500, {"code": "error"}, ServerError),
+        (502, "<html>", ServerError),
+        (504, {"code": "error"}, TooHeavyError),
+    ],
+)
+def test_a_query_that_failed_in_the_background_is_told_from_a_poll_that_failed(
+    status: int, body: object, kind: type[ApiError]
+) -> None:
+    error = error_from_poll(status, {}, orjson.dumps(body), where=WHERE)
+
+    assert type(error) is kind
+    assert error.status == status
+    assert str(error).splitlines() == [str(error)]
+
+
+def test_what_posthog_says_of_a_failure_in_the_background_is_passed_on() -> None:
+    body = orjson.dumps({"query_status": {"error": True, "error_message": "first\nsecond"}})
+
+    assert str(error_from_poll(400, {}, body, where=WHERE)).endswith("PostHog says: first second")
+
+
+@given(status=st.integers(300, 599), body=st.binary() | json_values.map(orjson.dumps))
+@settings(deadline=None)
+def test_no_body_whatever_breaks_the_reading_of_a_poll(status: int, body: bytes) -> None:
+    assert error_from_poll(status, {}, body, where=WHERE).status == status
 
 
 @pytest.mark.parametrize("status", [429, 503])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -133,21 +135,64 @@ def test_work_not_begun_before_an_error_is_dropped() -> None:
     assert len(begun) <= 2
 
 
-def test_closing_early_ends_the_threads_and_begins_nothing_new() -> None:
-    gauge = Gauge()
+def test_closing_early_cancels_what_has_begun_and_begins_nothing_new() -> None:
+    gauge, is_cancelled = Gauge(), threading.Event()
 
     def work(item: int) -> int:
         gauge.enter(item)
-        gauge.leave()
+        assert item == 0 or is_cancelled.wait(PATIENCE_S)
         return item
 
-    results = ordered_prefetch(work, range(1_000), depth=4)
-    with closing(results):  # type: ignore[type-var]
+    with closing(ordered_prefetch(work, range(1_000), depth=4, cancel=is_cancelled.set)) as results:  # type: ignore[type-var]
         assert next(results) == (0, 0)
         assert our_threads() != []
+        assert not is_cancelled.is_set()
 
     assert our_threads() == []
     assert max(gauge.begun) <= 4
+
+
+def test_an_error_cancels_the_work_behind_it() -> None:
+    is_cancelled = threading.Event()
+
+    def work(item: int) -> int:
+        if item == 0:
+            raise ValueError("the first")
+        assert is_cancelled.wait(PATIENCE_S)
+        return item
+
+    with pytest.raises(ValueError, match="the first"):
+        next(iter(ordered_prefetch(work, range(9), depth=3, cancel=is_cancelled.set)))
+
+    assert our_threads() == []
+
+
+def test_what_comes_to_its_end_is_not_cancelled() -> None:
+    is_cancelled = threading.Event()
+
+    assert len(list(ordered_prefetch(str, range(9), depth=3, cancel=is_cancelled.set))) == 9
+    assert not is_cancelled.is_set()
+
+
+def test_work_that_does_not_end_holds_up_neither_the_caller_for_long_nor_the_end_of_the_process() -> None:
+    script = """if True:
+        import threading
+        from posthog_source.prefetch import ordered_prefetch
+
+        def work(item):
+            if item == 1:
+                threading.Event().wait()
+            return item
+
+        results = ordered_prefetch(work, range(9), depth=2, farewell_s=0.01)
+        print(next(results))
+        results.close()
+        print("closed")
+    """
+
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE_S)
+
+    assert (ended.stdout, ended.returncode) == ("(0, 0)\nclosed\n", 0)
 
 
 def test_closing_waits_for_what_has_begun() -> None:

@@ -21,6 +21,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from posthog_source import query as query_room
 from posthog_source.catalog import (
     COHORT_PEOPLE,
     EVENTS,
@@ -29,17 +30,21 @@ from posthog_source.catalog import (
     TABLES,
     UUID_AXIS,
     HogqlTable,
+    events_table,
 )
-from posthog_source.config import MAX_PAGE_ROWS
+from posthog_source.config import MAX_PAGE_ROWS, EventsSettings
 from posthog_source.query import (
     Cell,
+    Late,
     Query,
     build_count,
     build_count_distinct,
+    build_day_counts,
     build_first_instant,
     build_label_counts,
     build_page,
     build_probe,
+    build_probe_condition,
     build_sample,
     selected,
     utc,
@@ -50,6 +55,11 @@ MICROSECOND = timedelta(microseconds=1)
 MIDNIGHT = datetime(2026, 1, 2, tzinfo=UTC)
 WINDOW = Window(MIDNIGHT - timedelta(days=1), MIDNIGHT + timedelta(days=1))
 NASTY = "x'); DROP TABLE events; --"
+CHOSEN = events_table(
+    EventsSettings(
+        event_names=("A", "a", NASTY), exclude_event_names=("b",), where="distinct_id <> 'a' OR event = 'A'"
+    )
+)
 HOGQL_TABLES = [table for table in TABLES if isinstance(table, HogqlTable)]
 UUID_TEXT = "0190a1b2-c3d4-7e5f-8a9b-0c1d2e3f4a5b"
 
@@ -117,7 +127,52 @@ def all_questions(table: HogqlTable) -> Iterator[Query]:
             yield build_probe(table, source, column)
 
 
+def some_questions(table: HogqlTable) -> dict[str, Query]:
+    """One question of each builder that there is, but those that probe a column."""
+    late = Late(MIDNIGHT, 60)
+    return {
+        "build_page": build_page(table, "events", Slice(), window=WINDOW, after=None, limit=10),
+        "build_count": build_count(table, "events", Slice(), window=None),
+        "build_count_distinct": build_count_distinct(table, "events", Slice(), window=WINDOW, late=late),
+        "build_label_counts": build_label_counts(table, "events", window=WINDOW, after=None, limit=10),
+        "build_day_counts": build_day_counts(table, "events", window=WINDOW, late=late),
+        "build_sample": build_sample(table, "events", one_in=10, after=None, limit=10),
+        "build_first_instant": build_first_instant(table, "events"),
+        "build_probe_condition": build_probe_condition(table, "events"),
+    }
+
+
 ALL_QUESTIONS = [(table, query) for table in HOGQL_TABLES for query in all_questions(table)]
+
+
+@pytest.mark.parametrize("builder", [name for name in dir(query_room) if name.startswith("build_")])
+def test_every_question_about_a_table_asks_for_the_chosen_rows_only(builder: str) -> None:
+    if builder in ("build_probe", "build_read_bytes"):
+        return  # of one column, whatever the rows; of no table of ours
+    query = some_questions(CHOSEN)[builder]
+
+    _, _, conditions = query.text.partition(" WHERE ")
+    names = dict(re.findall(r"event( NOT)? IN \{(\w+)\}", conditions))
+    assert query.values[names[""]] == ["A", "a", NASTY]
+    assert query.values[names[" NOT"]] == ["b"]
+    assert " AND (distinct_id <> 'a' OR event = 'A')" in conditions
+    assert NASTY not in query.text
+
+
+def test_a_condition_is_tried_out_on_no_time_at_all() -> None:
+    text = build_probe_condition(CHOSEN, "events").text
+
+    first, last = re.findall(r"timestamp [><]= toDateTime64\('(\d{4})", text)
+    assert first > last
+
+
+def test_a_promoted_propertys_name_is_no_part_of_the_text() -> None:
+    table = events_table(EventsSettings(promote=((NASTY, "text"),)))
+
+    query = build_page(table, "events", Slice(), window=None, after=None, limit=10)
+
+    assert NASTY in query.values.values()
+    assert "DROP" not in query.text
 
 
 def outside_text(query: Query) -> str:
@@ -206,6 +261,13 @@ def test_a_page_asks_for_the_tables_columns_in_order_as_text(table: HogqlTable) 
 
 
 @each_table
+def test_a_column_that_is_no_field_of_its_name_has_an_alias_that_no_field_has(table: HogqlTable) -> None:
+    query = build_page(table, table.sources[0], Slice(), window=None, after=None, limit=10)
+
+    assert [alias for alias in re.findall(r" AS (\w+)", query.text) if not alias.endswith("_text")] == []
+
+
+@each_table
 def test_the_cursors_tuple_goes_with_a_plain_bound_that_prunes(table: HogqlTable) -> None:
     query = build_page(table, table.sources[0], Slice(), window=None, after=some_cursor(table), limit=10)
 
@@ -276,14 +338,47 @@ def test_a_question_of_two_fields_reads_like_this() -> None:
 
     assert query.text == (
         "SELECT toString(count()) AS row_count FROM events"
-        " WHERE timestamp >= toDateTime64('2026-01-01 00:00:00.000000', 6, 'UTC')"
-        " AND timestamp <= toDateTime64('2026-01-02 23:59:59.999999', 6, 'UTC')"
+        " WHERE timestamp <= toDateTime64('2026-01-02 23:59:59.999999', 6, 'UTC')"
         " AND timestamp >= toDateTime64('2026-01-02 00:00:00.000000', 6, 'UTC')"
         " AND (timestamp >= toDateTime64('2026-01-03 00:00:00.000000', 6, 'UTC') OR event >= {v0})"
         " AND (timestamp >= toDateTime64('2026-01-03 00:00:00.000000', 6, 'UTC') OR event > {v0}"
         " OR cityHash64(distinct_id) >= {v1}) LIMIT 1"
     )
     assert query.values == {"v0": "a", "v1": 5}
+
+
+def test_what_both_ends_of_a_slice_have_in_common_is_said_once() -> None:
+    day = date(2026, 1, 2)
+    in_event = Slice(Bound((day, "a"), 5), Bound((day, "a"), 9))
+    in_day = Slice(Bound((day, "a"), 5), Bound((day, "b")))
+    bounds = (
+        "WHERE timestamp >= toDateTime64('2026-01-02 00:00:00.000000', 6, 'UTC')"
+        " AND timestamp <= toDateTime64('2026-01-02 23:59:59.999999', 6, 'UTC')"
+    )
+
+    of_event, of_day = (
+        build_count(EVENTS, "events", cut, window=WINDOW).text.partition("WHERE")[2]
+        for cut in (in_event, in_day)
+    )
+
+    assert f"WHERE{of_event}" == (
+        f"{bounds} AND event = {{v0}} AND cityHash64(distinct_id) >= {{v1}}"
+        " AND cityHash64(distinct_id) < {v2} LIMIT 1"
+    )
+    assert f"WHERE{of_day}" == (
+        f"{bounds} AND event >= {{v0}} AND (event > {{v0}} OR cityHash64(distinct_id) >= {{v1}})"
+        " AND event < {v2} LIMIT 1"
+    )
+
+
+def test_a_windows_bound_inside_the_day_of_a_slices_end_is_told_beside_it() -> None:
+    noon = Window(MIDNIGHT + timedelta(hours=12), MIDNIGHT + timedelta(hours=13))
+    cut = Slice(Bound((MIDNIGHT.date(), "a")), Bound((MIDNIGHT.date(), "b")))
+
+    text = build_count(EVENTS, "events", cut, window=noon).text
+
+    assert "timestamp >= toDateTime64('2026-01-02 12:00:00.000000', 6, 'UTC')" in text
+    assert "timestamp <= toDateTime64('2026-01-02 12:59:59.999999', 6, 'UTC')" in text
 
 
 # Carrying questions out.
@@ -304,6 +399,7 @@ def translated(query: Query) -> tuple[str, dict[str, object]]:
     text = re.sub(r"uniqExact\(tuple\(([^()]*)\)\)", r"count(DISTINCT row(\1))", text)
     text = re.sub(r"toDate\((\w+)\)", r"CAST(\1 AS DATE)", text)
     text = re.sub(r"toString\(((?:[^()]|\((?:[^()]|\([^()]*\))*\))*)\)", r"CAST(\1 AS VARCHAR)", text)
+    text = re.sub(r"(\w+)( NOT)? IN (\{\w+\})", r"\2 list_contains(\3, \1)", text)
     text = re.sub(r"\{(\w+)\}", r"$\1", text).replace("`", '"').replace("count()", "count(*)")
     return text, dict(query.values)
 
@@ -422,11 +518,18 @@ class Line:
         return page_cursor(self.table, {**named, **texts})
 
     def is_inside(self, row: Row) -> bool:
-        """In the window."""
+        """In the window, and chosen."""
+        if self.table is CHOSEN and not is_chosen(row):
+            return False
         if self.window is None or self.table.time_column is None:
             return True
         at = row[self.table.time_column].replace(tzinfo=UTC)
         return bool(self.window.start <= at < self.window.end)
+
+
+def is_chosen(row: Row) -> bool:
+    """Whether a row meets the condition of `CHOSEN`."""
+    return row["event"] in ("A", "a", NASTY) and (row["distinct_id"] != "a" or row["event"] == "A")
 
 
 def encoded(value: object) -> object:
@@ -507,7 +610,7 @@ def lines(draw: st.DrawFn, table: HogqlTable) -> Line:
     return Line(table, tuple(rows), window, counts)
 
 
-any_line = st.sampled_from(HOGQL_TABLES).flatmap(lines)
+any_line = st.sampled_from([*HOGQL_TABLES, CHOSEN]).flatmap(lines)
 
 
 def test_every_table_is_among_those_that_are_carried_out() -> None:
@@ -578,6 +681,16 @@ def test_the_halves_of_a_slice_hold_its_rows_between_them(line: Line) -> None:
     assert sum(rows) == number(connection, build_count(table, source, whole, window=line.window))
 
 
+@pytest.mark.parametrize("label", [("A",), ("A", 5)])
+def test_a_slice_that_ends_where_it_begins_has_no_rows(label: tuple[Any, ...]) -> None:
+    row = {"uuid": UUID_TEXT, "event": "A", "distinct_id": "a", "hash_of_distinct_id": 5}
+    connection = stored("events", [{**row, "timestamp": MIDNIGHT.replace(tzinfo=None)}])
+    place = Bound((MIDNIGHT.date(), label[0]), *label[1:])
+
+    assert number(connection, build_count(EVENTS, "events", Slice(place), window=None)) == 1
+    assert number(connection, build_count(EVENTS, "events", Slice(place, place), window=None)) == 0
+
+
 @given(line=any_line, page_rows=st.integers(1, 12))
 @settings(deadline=None, max_examples=50)
 def test_a_slice_is_counted_as_it_is_read(line: Line, page_rows: int) -> None:
@@ -592,7 +705,8 @@ def test_a_slice_is_counted_as_it_is_read(line: Line, page_rows: int) -> None:
 
 
 @given(
-    line=st.sampled_from([EVENTS, COHORT_PEOPLE, PERSON_DISTINCT_IDS]).flatmap(lines), limit=st.integers(1, 5)
+    line=st.sampled_from([EVENTS, CHOSEN, COHORT_PEOPLE, PERSON_DISTINCT_IDS]).flatmap(lines),
+    limit=st.integers(1, 5),
 )
 @settings(deadline=None, max_examples=60)
 def test_labels_are_counted_each_once_in_order_page_after_page(line: Line, limit: int) -> None:
@@ -634,10 +748,11 @@ def test_a_sample_is_each_key_once_in_order_page_after_page(line: Line, one_in: 
     assert found == sorted(sampled, key=str.encode)
 
 
-@given(line=lines(EVENTS))
+@given(line=st.sampled_from([EVENTS, CHOSEN]).flatmap(lines))
 @settings(deadline=None, max_examples=50)
 def test_the_first_instant_is_the_smallest_time_and_the_count_of_all_rows(line: Line) -> None:
-    (row,) = answer(stored("events", line.rows), build_first_instant(EVENTS, "events"))
+    (row,) = answer(stored("events", line.rows), build_first_instant(line.table, "events"))
 
-    assert row["row_count"] == str(len(line.rows))
-    assert row["first_at"] == min((row["timestamp"] for row in line.rows), default=None)
+    times = [row["timestamp"] for row in line.rows if line.table is EVENTS or is_chosen(row)]
+    assert row["row_count"] == str(len(times))
+    assert row["first_at"] == min(times, default=None)

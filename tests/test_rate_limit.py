@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posthog_source.rate_limit import Rate, RateLimiter, next_call_at
+from posthog_source.rate_limit import GOOD_ANSWERS_PER_PLACE, Gate, Rate, next_call_at, shared_gate
 
 rates_lists = st.lists(st.builds(Rate, st.integers(1, 6), st.integers(1, 60)), min_size=1, max_size=3)
 
@@ -40,8 +41,8 @@ class FakeClock:
         return at
 
 
-def limiter_on(clock: FakeClock, rates: Sequence[Rate]) -> RateLimiter:
-    return RateLimiter(rates, clock=clock.read, sleep=clock.sleep)
+def gate_on(clock: FakeClock, rates: Sequence[Rate], *, places: int = 10**6) -> Gate:
+    return Gate({"calls": rates}, places=places, clock=clock.read, sleep=clock.sleep)
 
 
 def assert_kept(sent: Sequence[float], rates: Sequence[Rate]) -> None:
@@ -55,11 +56,11 @@ def assert_kept(sent: Sequence[float], rates: Sequence[Rate]) -> None:
 @settings(deadline=None)
 def test_no_window_of_time_holds_more_calls_than_its_rate_allows(rates: list[Rate], gaps: list[int]) -> None:
     clock = FakeClock()
-    limiter = limiter_on(clock, rates)
+    gate = gate_on(clock, rates)
     sent = []
     for gap in gaps:
         clock.now += gap
-        limiter.acquire()
+        gate.enter("calls")
         sent.append(clock.now)
 
     assert_kept(sent, rates)
@@ -69,12 +70,12 @@ def test_no_window_of_time_holds_more_calls_than_its_rate_allows(rates: list[Rat
 @settings(deadline=None)
 def test_no_call_waits_longer_than_the_rates_demand(rates: list[Rate], gaps: list[int]) -> None:
     clock = FakeClock()
-    limiter = limiter_on(clock, rates)
+    gate = gate_on(clock, rates)
     sent: list[float] = []
     for gap in gaps:
         clock.now += gap
         asked = clock.now
-        waited_s = limiter.acquire()
+        waited_s = gate.enter("calls").waited_s
         free = max([asked, *(sent[-rate.calls] + rate.per_s for rate in rates if len(sent) >= rate.calls)])
         sent.append(clock.now)
         assert clock.now == free
@@ -88,17 +89,17 @@ def test_no_call_waits_longer_than_the_rates_demand(rates: list[Rate], gaps: lis
 @settings(deadline=None)
 def test_nobody_goes_through_while_a_pause_lasts(rates: list[Rate], steps: list[tuple[str, int]]) -> None:
     clock = FakeClock()
-    limiter = limiter_on(clock, rates)
+    gate = gate_on(clock, rates)
     paused_until = 0.0
     sent = []
     for what, seconds in steps:
         if what == "tick":
             clock.now += seconds
         elif what == "pause":
-            limiter.pause(seconds)
+            gate.pause("calls", seconds)
             paused_until = max(paused_until, clock.now + seconds)
         else:
-            limiter.acquire()
+            gate.enter("calls")
             sent.append(clock.now)
             assert clock.now >= paused_until
 
@@ -107,20 +108,20 @@ def test_nobody_goes_through_while_a_pause_lasts(rates: list[Rate], steps: list[
 
 def test_a_shorter_pause_does_not_end_a_longer_one() -> None:
     clock = FakeClock()
-    limiter = limiter_on(clock, [Rate(100, 1)])
-    limiter.pause(60)
-    limiter.pause(5)
+    gate = gate_on(clock, [Rate(100, 1)])
+    gate.pause("calls", 60)
+    gate.pause("calls", 5)
 
-    assert limiter.acquire() == 60
+    assert gate.enter("calls").waited_s == 60
 
 
 def test_a_pause_that_has_passed_holds_nobody() -> None:
     clock = FakeClock()
-    limiter = limiter_on(clock, [Rate(100, 1)])
-    limiter.pause(60)
+    gate = gate_on(clock, [Rate(100, 1)])
+    gate.pause("calls", 60)
     clock.now += 60
 
-    assert limiter.acquire() == 0
+    assert gate.enter("calls").waited_s == 0
     assert clock.slept == []
 
 
@@ -129,30 +130,32 @@ def test_a_pause_set_during_a_wait_holds_the_one_who_waits() -> None:
 
     def sleep_while_another_is_told_to_wait(seconds: float) -> None:
         if not clock.slept:
-            limiter.pause(100)
+            gate.pause("calls", 100)
         clock.sleep(seconds)
 
-    limiter = RateLimiter([Rate(1, 10)], clock=clock.read, sleep=sleep_while_another_is_told_to_wait)
-    limiter.acquire()
+    gate = Gate(
+        {"calls": [Rate(1, 10)]}, places=9, clock=clock.read, sleep=sleep_while_another_is_told_to_wait
+    )
+    gate.enter("calls")
 
-    assert limiter.acquire() == 100
+    assert gate.enter("calls").waited_s == 100
     assert clock.slept == [10, 90]
 
 
 def test_without_rates_nobody_waits() -> None:
     clock = FakeClock()
-    limiter = limiter_on(clock, [])
+    gate = gate_on(clock, [])
 
-    assert [limiter.acquire() for _ in range(5)] == [0] * 5
+    assert [gate.enter("calls").waited_s for _ in range(5)] == [0] * 5
 
 
 def test_posthogs_own_limits_of_a_key_spread_an_hour_of_calls_over_an_hour() -> None:
     clock = FakeClock()
     rates = [Rate(240, 60), Rate(2_400, 3_600)]
-    limiter = limiter_on(clock, rates)
+    gate = gate_on(clock, rates)
     sent = []
     for _ in range(2_401):
-        limiter.acquire()
+        gate.enter("calls")
         sent.append(clock.now)
 
     assert_kept(sent, rates)
@@ -204,12 +207,12 @@ def run_in_threads(work: Callable[[], None], *, threads: int) -> None:
 @pytest.mark.parametrize("rates", [[Rate(3, 10)], [Rate(5, 7), Rate(20, 100)], [Rate(1, 1)]])
 def test_eight_threads_together_keep_the_rates(rates: list[Rate]) -> None:
     clock = FakeClock()
-    limiter = limiter_on(clock, rates)
+    gate = gate_on(clock, rates)
     sent: list[float] = []
 
     def call() -> None:
         for _ in range(12):
-            limiter.acquire()
+            gate.enter("calls")
             sent.append(clock.last_read())
 
     run_in_threads(call, threads=8)
@@ -220,15 +223,230 @@ def test_eight_threads_together_keep_the_rates(rates: list[Rate]) -> None:
 
 def test_a_pause_holds_all_threads() -> None:
     clock = FakeClock()
-    limiter = limiter_on(clock, [Rate(1_000, 1)])
-    limiter.pause(45)
+    gate = gate_on(clock, [Rate(1_000, 1)])
+    gate.pause("calls", 45)
     sent: list[float] = []
 
     def call() -> None:
-        limiter.acquire()
+        gate.enter("calls")
         sent.append(clock.last_read())
 
     run_in_threads(call, threads=8)
 
     assert len(sent) == 8
     assert min(sent) >= 45
+
+
+PATIENCE_S = 20.0
+"""Only a test that fails waits this long."""
+
+
+class GivenUpError(Exception):
+    """What the checks of these tests raise."""
+
+
+@dataclass
+class Watch:
+    """A check that says when someone is about to wait, and ends the wait when told to."""
+
+    looked: threading.Event = field(default_factory=threading.Event)
+    is_over: bool = False
+
+    def __call__(self, pause_s: float) -> None:
+        if self.is_over:
+            raise GivenUpError
+        self.looked.set()
+
+
+def test_a_pause_set_while_someone_waits_for_a_place_holds_them_too() -> None:
+    clock, watch = FakeClock(), Watch()
+    gate = gate_on(clock, [Rate(100, 1)], places=1)
+    inside = gate.enter("calls")
+    sent: list[float] = []
+
+    def wait_for_a_place() -> None:
+        gate.enter("calls", check=watch)
+        sent.append(clock.last_read())
+
+    thread = threading.Thread(target=wait_for_a_place)
+    thread.start()
+    assert watch.looked.wait(PATIENCE_S)
+    gate.pause("calls", 50)
+    gate.leave(inside)
+    thread.join(PATIENCE_S)
+
+    assert sent == [50]
+
+
+@pytest.mark.parametrize("places", [1, 2, 5])
+def test_no_more_are_inside_than_there_are_places_whatever_they_are_called(places: int) -> None:
+    clock = FakeClock()
+    rates = {"calls": [Rate(10**6, 1)], "others": [Rate(10**6, 1)]}
+    gate = Gate(rates, places=places, clock=clock.read, sleep=clock.sleep)
+    lock = threading.Lock()
+    inside, most = 0, 0
+    names = iter(["calls", "others"] * 4)
+
+    def call() -> None:
+        nonlocal inside, most
+        with lock:
+            name = next(names)
+        for _ in range(50):
+            turn = gate.enter(name)
+            with lock:
+                inside += 1
+                most = max(most, inside)
+            with lock:
+                inside -= 1
+            gate.leave(turn)
+
+    run_in_threads(call, threads=8)
+
+    assert most <= places
+
+
+def can_enter(gate: Gate) -> bool:
+    """Whether there is a place just now; takes it."""
+
+    def only_once(pause_s: float) -> None:
+        if entered:
+            raise GivenUpError
+        entered.append(True)
+
+    entered: list[bool] = []
+    outcome: list[bool] = []
+
+    def enter() -> None:
+        try:
+            gate.enter("calls", check=only_once)
+        except GivenUpError:
+            outcome.append(False)
+        else:
+            outcome.append(True)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    while thread.is_alive():
+        gate.wake()
+    return outcome[0]
+
+
+def test_a_narrowed_gate_has_one_place_and_good_answers_open_the_others_one_by_one() -> None:
+    gate = gate_on(FakeClock(), [Rate(10**6, 1)], places=3)
+    gate.leave(gate.enter("calls"))
+    gate.narrow()
+
+    assert [can_enter(gate), can_enter(gate)] == [True, False]
+    for open_places in (2, 3):
+        for _ in range(GOOD_ANSWERS_PER_PLACE - 1):
+            gate.widen()
+        assert not can_enter(gate), open_places
+        gate.widen()
+        assert [can_enter(gate), can_enter(gate)] == [True, False]
+    for _ in range(3 * GOOD_ANSWERS_PER_PLACE):
+        gate.widen()
+    assert not can_enter(gate)
+
+
+def test_those_who_are_inside_when_a_gate_is_narrowed_count() -> None:
+    gate = gate_on(FakeClock(), [Rate(10**6, 1)], places=3)
+    turns = [gate.enter("calls"), gate.enter("calls")]
+    gate.narrow()
+
+    gate.leave(turns[0])
+    assert not can_enter(gate)
+    gate.leave(turns[1])
+    assert can_enter(gate)
+
+
+def test_a_place_is_freed_once_however_often_it_is_given_back() -> None:
+    gate = gate_on(FakeClock(), [Rate(10**6, 1)], places=1)
+    turn = gate.enter("calls")
+    gate.leave(turn)
+    gate.leave(turn)
+
+    assert [can_enter(gate), can_enter(gate)] == [True, False]
+
+
+@pytest.mark.parametrize("what", ["pause", "rate", "place", "wait"])
+def test_a_wait_of_an_hour_ends_at_once_when_it_is_given_up(what: str) -> None:
+    gate = Gate({"calls": [Rate(1 if what == "rate" else 9, 3_600)]}, places=1 if what == "place" else 9)
+    watch = Watch()
+    if what == "pause":
+        gate.pause("calls", 3_600)
+    elif what in ("rate", "place"):
+        gate.enter("calls")
+    ended: list[str] = []
+
+    def wait() -> None:
+        try:
+            if what == "wait":
+                gate.wait(3_600, check=watch)
+            else:
+                gate.enter("calls", check=watch)
+        except GivenUpError:
+            ended.append(what)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    assert watch.looked.wait(PATIENCE_S)
+    watch.is_over = True
+    gate.wake()
+    thread.join(PATIENCE_S)
+
+    assert ended == [what]
+
+
+def test_who_waits_is_told_how_long_the_pause_is() -> None:
+    gate = gate_on(FakeClock(), [Rate(9, 1)])
+    gate.pause("calls", 2_202)
+    told: list[float] = []
+
+    gate.enter("calls", check=told.append)
+
+    assert told == [2_202, 0]
+
+
+def test_an_owner_has_one_gate_and_another_owner_another() -> None:
+    rates = {"calls": [Rate(9, 60)]}
+    me, you = str(uuid.uuid4()), str(uuid.uuid4())
+    mine, again, other = (shared_gate(owner, rates, places=2) for owner in (me, me, you))
+
+    assert mine is again
+    assert mine is not other
+
+
+def test_a_gate_that_nobody_holds_is_forgotten() -> None:
+    owner = str(uuid.uuid4())
+    gate = shared_gate(owner, {"calls": [Rate(9, 60)]}, places=1)
+    assert can_enter(gate)
+    del gate
+
+    assert can_enter(shared_gate(owner, {"calls": [Rate(9, 60)]}, places=1))
+
+
+@pytest.mark.parametrize("comes_first", ["the milder", "the stricter"])
+@pytest.mark.parametrize(("rate", "places", "fit"), [(Rate(2, 60), 9, 2), (Rate(9, 60), 3, 3)])
+def test_of_two_who_share_a_gate_the_stricter_limits_count(
+    comes_first: str, rate: Rate, places: int, fit: int
+) -> None:
+    owner = str(uuid.uuid4())
+    limits = [(Rate(9, 60), 9), (rate, places)]
+    if comes_first == "the stricter":
+        limits.reverse()
+    gates = [shared_gate(owner, {"calls": [each]}, places=places) for each, places in limits]
+
+    assert [can_enter(gates[n % 2]) for n in range(fit + 1)] == [True] * fit + [False]
+
+
+def test_calls_made_before_the_limits_were_tightened_count() -> None:
+    clock = FakeClock()
+    gate = gate_on(clock, [Rate(2, 60)])
+    gate.leave(gate.enter("calls"))
+    gate.tighten({"calls": [Rate(3, 3_600)]}, places=9)
+    sent = []
+    for _ in range(4):
+        gate.leave(gate.enter("calls"))
+        sent.append(clock.now)
+
+    assert sent == [0, 60, 3_600, 3_600]

@@ -12,6 +12,7 @@ import pytest
 
 from posthog_source import EventsConfig, PeopleConfig, posthog_source
 from posthog_source.config import EventsSettings, Settings, TableSettings
+from posthog_source.errors import SettingsError
 from tests.conftest import ROOT, Project, Server, Warehouse, add_events, run_program
 from tests.test_pipeline import ago, uuids
 
@@ -72,9 +73,40 @@ def test_an_argument_wins_over_the_environment(
     assert warehouse.counts() == {"events": 50}
 
 
+def test_a_choice_of_events_comes_from_the_environment_as_json(
+    small: Project, warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_events(small, 2, uuid=uuids(2, 500), event=["buy", "it's"], timestamp=[ago(minutes=9)] * 2)
+    monkeypatch.setenv("SOURCES__POSTHOG__EVENTS__EVENT_NAMES", '["buy", "it\'s"]')
+    monkeypatch.setenv("SOURCES__POSTHOG__EVENTS__EXCLUDE_EVENT_NAMES", '["page"]')
+    monkeypatch.setenv("SOURCES__POSTHOG__EVENTS__WHERE", "properties.plan IS NULL OR (1 = 2)")
+    monkeypatch.setenv("SOURCES__POSTHOG__EVENTS__PROMOTE", '{"$plan": "text", "n.o": "double"}')
+    monkeypatch.setenv("SOURCES__POSTHOG__EVENTS__PROPERTIES", "false")
+
+    warehouse.sync(small, "events")
+
+    assert warehouse.query("SELECT event, plan, n_o FROM events ORDER BY event") == [
+        ("buy", None, None),
+        ("it's", None, None),
+    ]
+    assert not any(" properties," in query for query in pages_of(small, "events"))
+
+
 @pytest.mark.parametrize(
     ("section", "name", "value"),
-    [("EVENTS", "PAGE_ROWS", "50001"), ("PEOPLE", "PAGE_ROWS", "0"), ("EVENTS", "WRITE_MODE", "replace")],
+    [
+        ("EVENTS", "PAGE_ROWS", "50001"),
+        ("EVENTS", "PAGE_ROWS", "many"),
+        ("PEOPLE", "PAGE_ROWS", "0"),
+        ("PEOPLE", "PAGE_ROWS", "1.5"),
+        ("EVENTS", "WRITE_MODE", "replace"),
+        ("EVENTS", "LAG_S", "5 minutes"),
+        ("EVENTS", "PERSON_PROPERTIES", "maybe"),
+        ("EVENTS", "EVENT_NAMES", "buy,look"),
+        ("EVENTS", "PROMOTE", '{"n": "number"}'),
+        ("EVENTS", "PROMOTE", '{"a b": "text", "a-b": "text"}'),
+        ("EVENTS", "WHERE", "1 = 1) OR (1 = 1"),
+    ],
 )
 def test_a_section_with_a_value_that_cannot_be_right_is_one_line_that_names_it(
     project: Project, monkeypatch: pytest.MonkeyPatch, section: str, name: str, value: str
@@ -86,6 +118,16 @@ def test_a_section_with_a_value_that_cannot_be_right_is_one_line_that_names_it(
 
     assert "\n" not in str(failure.value)
     assert project.requests() == []
+
+
+@pytest.mark.parametrize("name", ["LOOK_AHEAD", "QUERY_TIMEOUT_S", "QUERIES_PER_HOUR"])
+def test_a_shared_setting_that_is_no_number_is_one_line_that_names_it(
+    project: Project, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(f"SOURCES__POSTHOG__{name}", "plenty")
+
+    with pytest.raises(SettingsError, match=rf"^{name.lower()} must be a number\. Set it under"):
+        posthog_source(**project.credentials)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +166,8 @@ def test_the_sync_program_takes_its_settings_from_toml(small: Project, tmp_path:
     (tmp_path / ".dlt").mkdir()
     (tmp_path / ".dlt" / "config.toml").write_text(
         f'[sources.posthog]\nhost = "{small.server.url}"\n[sources.posthog.events]\npage_rows = 20\n'
+        'event_names = ["page", "buy"]\nwhere = """\nevent != \'x\'\n  OR 1 = 2"""\n'
+        '[sources.posthog.events.promote]\n"$plan" = "text"\n'
     )
     (tmp_path / ".dlt" / "secrets.toml").write_text(
         f'[sources.posthog]\nproject_id = {small.id}\napi_key = "{small.api_key}"\n'
@@ -135,6 +179,7 @@ def test_the_sync_program_takes_its_settings_from_toml(small: Project, tmp_path:
 
     assert loaded(tmp_path) == 50
     assert {query.rsplit("LIMIT ")[-1] for query in pages_of(small, "events")} == {"20"}
+    assert all("event IN" in query and "AS plan_text" in query for query in pages_of(small, "events"))
 
 
 def wrong(server: Server, project: Project) -> dict[str, tuple[list[str], dict[str, str], str]]:
@@ -181,5 +226,5 @@ def test_the_sync_program_says_in_one_line_why_it_cannot_and_loads_nothing(
     assert len(said) == 1
     assert word in said[0]
     assert "Traceback" not in done.stderr
-    assert tables_of(tmp_path) == set()
+    assert tables_of(tmp_path) <= {"_posthog_runs"}  # which says why
     assert small.api_key not in done.stdout + done.stderr

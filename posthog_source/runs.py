@@ -1,0 +1,324 @@
+"""run_sync and run_backfill: one `pipeline.run` for each commit of bounded size, and a report of it all.
+
+A stop, wanted or not, costs at most the open commit: the next run goes on after the last one. Not here:
+what a commit reads (`events`, `resources`), settings (`source`).
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import dlt
+from dlt.sources import DltSource
+
+from posthog_source.config import parse_instant
+from posthog_source.errors import InterruptedRunError, SettingsError, find_cause
+from posthog_source.report import Budget, Kind, RunReport, Status
+from posthog_source.source import posthog_source
+from posthog_source.windows import Window, cut_days
+
+ROWS_PER_COMMIT = 500_000
+"""Fewer, and fixed costs of a commit show; more, and a stop costs more (measured: benchmarks)."""
+
+RUNS_TABLE = "_posthog_runs"
+
+RANGES_PER_WORKER = 4
+"""Ranges of a parallel backfill: more than workers, since busy months are not evenly spread."""
+
+logger = logging.getLogger("posthog_source")
+
+_loading = threading.Lock()
+"""One load at a time in a process: loads into one dataset share dlt's staging tables."""
+
+
+def run_sync(
+    pipeline: dlt.Pipeline,
+    source: Callable[..., DltSource] = posthog_source,
+    *,
+    tables: Sequence[str] = (),
+    rows_per_commit: int = ROWS_PER_COMMIT,
+    budget: Budget | None = None,
+    **settings: Any,
+) -> RunReport:
+    """Brings the warehouse up to now, in commits of bounded size.
+
+    Args:
+        pipeline: Where to; its working directory may be new each time.
+        source: `posthog_source`, or a clone of it.
+        tables: Which; all by default.
+        rows_per_commit: Events in one load, at most (a larger event of one day is not cut).
+        budget: When to stop early, at the end of a commit.
+        settings: Arguments of the source.
+
+    Raises:
+        SettingsError: A setting cannot be right; nothing was sent.
+        InterruptedRunError: Ctrl-C or SIGTERM; what was committed stays.
+        dlt.pipeline.exceptions.PipelineStepFailed: See `find_cause`.
+    """
+    made = source(rows_per_commit=rows_per_commit, **_metering(budget), **settings)
+    if unknown := set(tables) - set(made.resources):
+        raise SettingsError(f"No table {', '.join(sorted(unknown))}; there are {', '.join(made.resources)}.")
+    run = _Run("sync", pipeline, made.with_resources(*tables) if tables else made)
+    with run.reported(), _stoppable():
+        run.commit_all(budget or Budget())
+    return run.report
+
+
+def run_backfill(
+    pipeline: dlt.Pipeline,
+    start: object,
+    end: object,
+    source: Callable[..., DltSource] = posthog_source,
+    *,
+    parallel: int = 1,
+    rows_per_commit: int = ROWS_PER_COMMIT,
+    budget: Budget | None = None,
+    **settings: Any,
+) -> RunReport:
+    """Reads the events of `[start, end)` again, whatever a sync has read.
+
+    A pipeline of its own beside the given one does it, with its own state and staging tables, so that a
+    sync may run meanwhile and its cursor is left alone. Its progress is kept: started again with the same
+    bounds, it goes on; once it is done, the same bounds are read anew.
+
+    Args:
+        pipeline: Where to.
+        start: ISO text or datetime; naive means UTC.
+        end: The same; not itself included.
+        source: `posthog_source`, or a clone of it.
+        parallel: How many ranges of the window are read at once. PostHog allows a team three queries at
+            once, whatever their number, so that more helps only while the warehouse is loading.
+        rows_per_commit: As `run_sync`.
+        budget: As `run_sync`; of each range.
+        settings: Arguments of the source.
+
+    Raises:
+        SettingsError: `start` is not before `end`, or another setting; nothing was sent.
+        InterruptedRunError: As `run_sync`.
+        dlt.pipeline.exceptions.PipelineStepFailed: See `find_cause`.
+    """
+    window = _parse_window(start, end)
+
+    def make(part: Window) -> DltSource:
+        return source(
+            start_date=part.start,
+            end_date=part.end,
+            rows_per_commit=rows_per_commit,
+            **_metering(budget),
+            **settings,
+        ).with_resources("events")
+
+    run = _Run("backfill", _beside(pipeline, "backfill"), make(window))
+    with run.reported(), _stoppable():
+        if parallel == 1:
+            run.commit_all(budget or Budget())
+        else:
+            _commit_ranges(run, window, make, parallel, budget or Budget())
+    _drop_staging(run.pipeline)
+    return run.report
+
+
+class _Run:
+    """A run under way, and its report so far."""
+
+    def __init__(self, kind: Kind, pipeline: dlt.Pipeline, source: DltSource) -> None:
+        self.pipeline = pipeline
+        self.source = source
+        self.report = RunReport(
+            run_id=str(uuid.uuid4()),
+            kind=kind,
+            pipeline=pipeline.pipeline_name,
+            started_at=datetime.now(UTC),
+        )
+
+    def commit_all(self, budget: Budget) -> None:
+        """Commits until nothing is left to read or the budget is spent."""
+        _load_pending(self.pipeline)
+        source = self.source
+        while True:
+            self.report = self.report.with_commit(_commit(self.pipeline, source))
+            if not self.report.rows_left:
+                return
+            if budget.is_spent(self.report):
+                self.report = replace(self.report, status="budget_spent")
+                return
+            source = self.source.with_resources("events")
+
+    @contextmanager
+    def reported(self) -> Iterator[None]:
+        """Writes the report into the destination, however the run ends."""
+        try:
+            yield
+        except BaseException as error:
+            is_stopped = _is_stop(error)
+            said = str(find_cause(error) or error).splitlines() or [type(error).__name__]
+            self._finish("stopped" if is_stopped else "failed", said[0])
+            if is_stopped:
+                raise InterruptedRunError(
+                    f"Stopped after {self.report.commits} commits with {self.report.rows} rows, which stay. "
+                    "Run the same again to go on."
+                ) from None
+            raise
+        self._finish(self.report.status, None)
+
+    def _finish(self, status: Status, error: str | None) -> None:
+        self.report = replace(self.report, status=status, error=error, finished_at=datetime.now(UTC))
+        row = dlt.resource([self.report.as_table()], name=RUNS_TABLE, write_disposition="append")
+        try:
+            if not self.pipeline.has_pending_data:  # else the run would load that instead
+                _commit(self.pipeline, DltSource(self.source.schema, self.source.section, [row]))
+        except Exception:
+            if error is None:
+                raise
+            logger.debug("The report of the failed run could not be written.", exc_info=True)
+
+
+class _Done:
+    """Numbers of the ranges of a parallel backfill that are done, in the state of its pipeline."""
+
+    def __init__(self, run: _Run, key: str) -> None:
+        self._run = run
+        self._key = key
+        self.numbers: set[int] = set()
+        _load_pending(run.pipeline)
+        self._change(lambda state: self.numbers.update(state.get(key, ())))
+
+    def add(self, number: int) -> None:
+        """One more."""
+        self.numbers.add(number)
+        self._change(lambda state: state.update({self._key: sorted(self.numbers)}))
+
+    def clear(self) -> None:
+        """All are done; the same backfill, asked for again, reads again."""
+        self._change(lambda state: state.pop(self._key, None))
+
+    def _change(self, change: Callable[[dict[str, Any]], object]) -> None:
+        def ranges() -> Iterator[Any]:
+            change(dlt.current.resource_state())
+            yield from ()
+
+        source = self._run.source
+        _commit(self._run.pipeline, DltSource(source.schema, source.section, [dlt.resource(ranges)]))
+
+
+def _commit_ranges(
+    run: _Run, window: Window, make: Callable[[Window], DltSource], parallel: int, budget: Budget
+) -> None:
+    """Reads ranges of the window at once, each by a pipeline of its own, and remembers which are done."""
+    done = _Done(run, f"{window.start.isoformat()}/{window.end.isoformat()}/{parallel}")
+    ranges = dict(enumerate(cut_days(window, parts=parallel * RANGES_PER_WORKER), 1))
+
+    def commit(number: int) -> _Run:
+        part = _Run("backfill", _beside(run.pipeline, f"range_{number}"), make(ranges[number]))
+        part.commit_all(budget)
+        _drop_staging(part.pipeline)
+        return part
+
+    with ThreadPoolExecutor(parallel, thread_name_prefix="posthog_source_range") as executor:
+        futures = {executor.submit(commit, number): number for number in ranges if number not in done.numbers}
+        try:
+            for future in as_completed(futures):
+                part = future.result()
+                run.report = run.report.joined(part.report)
+                if part.report.status == "done":
+                    done.add(futures[future])
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
+    if len(done.numbers) == len(ranges):
+        done.clear()
+    else:
+        run.report = replace(run.report, status="budget_spent")
+
+
+def _metering(budget: Budget | None) -> dict[str, bool]:
+    """The setting that a budget needs."""
+    return {"meter_reads": True} if budget and budget.max_read_bytes is not None else {}
+
+
+def _load_pending(pipeline: dlt.Pipeline) -> None:
+    """Loads what a killed run has left behind, and learns what the destination knows of earlier runs."""
+    with _loading:
+        pipeline.run()
+
+
+def _commit(pipeline: dlt.Pipeline, source: DltSource) -> dict[str, dict[str, float]]:
+    """One load of what the source has now; the metrics of its tables."""
+    extracted = pipeline.extract(source)
+    pipeline.normalize()
+    with _loading:
+        pipeline.load()
+    parts = [part["resource_metrics"] for load in extracted.metrics.values() for part in load]
+    return {name: _numbers(found.custom_metrics) for part in parts for name, found in part.items()}
+
+
+def _numbers(metrics: Mapping[str, Any] | None) -> dict[str, float]:
+    """Those that count; dlt adds others of its own."""
+    return {name: value for name, value in (metrics or {}).items() if isinstance(value, int | float)}
+
+
+def _beside(pipeline: dlt.Pipeline, suffix: str) -> dlt.Pipeline:
+    """A pipeline into the same dataset, with a state and staging tables of its own."""
+    destination = pipeline.destination
+    if destination is None:
+        raise SettingsError("The pipeline has no destination. Give it one: dlt.pipeline(destination=…).")
+    config = pipeline.destination_client().config
+    # By themselves, some destinations derive where they are from the pipeline's name.
+    known = {"credentials": config.credentials, "bucket_url": getattr(config, "bucket_url", None)}
+    params = destination.config_params | {name: value for name, value in known.items() if value}
+    if hasattr(config, "staging_dataset_name_layout"):
+        params["staging_dataset_name_layout"] = f"%s_staging_{suffix}"
+    return dlt.pipeline(
+        f"{pipeline.pipeline_name}_{suffix}",
+        pipelines_dir=pipeline.pipelines_dir,
+        destination=type(destination)(**params | {"destination_name": destination.destination_name}),
+        dataset_name=pipeline.dataset_name,
+    )
+
+
+def _drop_staging(pipeline: dlt.Pipeline) -> None:
+    """The staging tables of a pipeline that is done."""
+    with _loading, pipeline.sql_client() as client, client.with_staging_dataset():
+        if client.has_dataset():
+            client.drop_dataset()
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM stops as Ctrl-C does; only a process's main thread is told of either."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _is_stop(error: BaseException) -> bool:
+    """Whether Ctrl-C or SIGTERM is behind it."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, KeyboardInterrupt):
+        seen = seen.__cause__ or seen.__context__
+    return seen is not None
+
+
+def _parse_window(start: object, end: object) -> Window:
+    first, last = parse_instant(start, "start"), parse_instant(end, "end")
+    if first is None or last is None or first >= last:
+        raise SettingsError(f"A backfill goes from a start to a later end, not from {first} to {last}.")
+    return Window(first, last)
