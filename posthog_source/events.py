@@ -146,6 +146,7 @@ class _Stream:
             )
             is_new = start == cursor.initial_value and ledger.unfinished is None
             self._backlog, late = planner.plan(backfill, is_new=is_new)
+        self._backlog.position = None  # until what is taken off it is read
         chunks = self._take(reader, can_cut=target.tells_case)
         yield from self._load(target, write_mode, reader, chunks, late)
         # Only now: a generator that is closed early has not read its chunks.
@@ -158,16 +159,15 @@ class _Stream:
         self._backlog.position = ledger.position
 
     def _take(self, reader: Reader, *, can_cut: bool) -> list[Chunk]:
-        """The next commit's chunks, off the backlog."""
+        """The next commit's chunks, off the backlog; empty ones go along with the one before."""
         limit, chunks = self._settings.rows_per_commit, self._backlog.chunks
-        if chunks and can_cut and (chunks[0].first_event or chunks[0].rows > (limit or float("inf"))):
-            whole = chunks.popleft()
-            day = whole.window.start.date()
-            first = (day, whole.first_event) if whole.first_event else None
-            labels = reader.fetch_labels(whole.window, whole.rows, start=first)
-            chunks.extendleft(reversed(whole.cut(labels, rows=limit or labels.rows)))
-        count = len(chunks) if limit is None else min(1, len(chunks))
-        return [chunks.popleft() for _ in range(count)]
+        is_whole = can_cut and bool(chunks) and chunks[0].part is None
+        if is_whole and (chunks[0].first_event or chunks[0].rows > (limit or float("inf"))):
+            chunks.extendleft(reversed(_cut(reader, chunks.popleft(), limit)))
+        taken = [chunks.popleft()] if chunks else []
+        while chunks and (limit is None or not chunks[0].rows):
+            taken.append(chunks.popleft())
+        return taken
 
     def _load(
         self,
@@ -225,14 +225,14 @@ class _Planner:
         begins_later = self.ledger.start is not None and first_start < self.ledger.start
         if begins_later:
             self._start_again()
-            unfinished = []
+            self.ledger.cursor, unfinished = first_start, []
         window = self._next_window(unfinished, reads_all=is_new or begins_later)
         if window is None:
             return Backlog(), None
         logger.info("events: %s to %s", window.start.isoformat(), window.end.isoformat())
         late = None
         if self.can_replace and not is_new and not begins_later:
-            late = self._fetch_late(unfinished[0].window if unfinished else window)
+            late = self._fetch_late(window)
         backlog = self._backlog(unfinished, [window], late_days=late.days if late else ())
         backlog.start = first_start
         backlog.looked_at = self.now if late or is_new else None
@@ -250,6 +250,8 @@ class _Planner:
         first_start = self.settings.start or EPOCH
         if unfinished:
             start = unfinished[0].window.end
+            if self.can_replace:  # what came meanwhile for names already read
+                start = max(first_start, start - timedelta(seconds=self.config.lookback_s))
         elif reads_all:
             start = first_start
         elif self.can_replace:
@@ -305,6 +307,16 @@ class _Planner:
             days = self.reader.fetch_day_counts(window)
             for part, rows in pack_days(days, window, rows=self.settings.rows_per_commit or CHUNK_ROWS):
                 yield Chunk(part, rows, is_main)
+
+
+def _cut(reader: Reader, day: Chunk, rows: int | None) -> list[Chunk]:
+    """A day, or what is left of it, in parts of at most `rows` rows that differ in their events' names."""
+    start = (day.window.start.date(), day.first_event) if day.first_event else None
+    labels = reader.fetch_labels(day.window, day.rows, start=start)
+    names = {str(part.label[-1]).replace("\0", "\ufffd") for part in labels.parts}
+    if len(names) < len(labels.parts):  # without NUL, as they are loaded, some are the same
+        return [replace(day, first_event=None)]
+    return day.cut(labels, rows=rows or labels.rows)
 
 
 def _iter_chunk(reader: Reader, chunk: Chunk, names: set[str]) -> Iterator[pa.Table]:

@@ -100,7 +100,7 @@ class Ledger:
 
     def remember(self, backlog: Backlog) -> None:
         """What a sync has come to know by reading what the backlog no longer has."""
-        if backlog.start and (self.start is None or not backlog.chunks):
+        if backlog.start:
             self._state[START] = backlog.start.isoformat()
         if backlog.looked_at and all(chunk.is_main for chunk in backlog.chunks):
             self._state[LOOKED_AT] = backlog.looked_at.isoformat()
@@ -153,7 +153,7 @@ class Backlog:
     Attributes:
         position: The ledger's position for which it was made; for any other it is worth nothing.
         chunks: In the order in which they are committed.
-        start: From when on events are read, to be remembered once all are.
+        start: From when on events are read.
         looked_at: When arrivals were looked for, to be remembered once the days that they fell on are read.
     """
 

@@ -11,17 +11,18 @@ import signal
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import dlt
+from dlt.common.destination import Destination
 from dlt.sources import DltSource
 
 from posthog_source.config import parse_instant
 from posthog_source.errors import InterruptedRunError, SettingsError, find_cause
+from posthog_source.prefetch import ordered_prefetch
 from posthog_source.report import Budget, Kind, RunReport, Status
 from posthog_source.source import posthog_source
 from posthog_source.windows import Window, cut_days
@@ -64,6 +65,7 @@ def run_sync(
         InterruptedRunError: Ctrl-C or SIGTERM; what was committed stays.
         dlt.pipeline.exceptions.PipelineStepFailed: See `find_cause`.
     """
+    _check_destination(pipeline)
     made = source(rows_per_commit=rows_per_commit, **_metering(budget), **settings)
     if unknown := set(tables) - set(made.resources):
         raise SettingsError(f"No table {', '.join(sorted(unknown))}; there are {', '.join(made.resources)}.")
@@ -107,6 +109,9 @@ def run_backfill(
         dlt.pipeline.exceptions.PipelineStepFailed: See `find_cause`.
     """
     window = _parse_window(start, end)
+    _check_destination(pipeline)
+    if parallel < 1:
+        raise SettingsError(f"parallel is {parallel}. Let at least 1 range be read at once.")
 
     def make(part: Window) -> DltSource:
         return source(
@@ -118,21 +123,31 @@ def run_backfill(
         ).with_resources("events")
 
     run = _Run("backfill", _beside(pipeline, "backfill"), make(window))
-    with run.reported(), _stoppable():
-        if parallel == 1:
-            run.commit_all(budget or Budget())
-        else:
-            _commit_ranges(run, window, make, parallel, budget or Budget())
-    _drop_staging(run.pipeline)
+    try:
+        with run.reported(), _stoppable():
+            if parallel == 1:
+                run.commit_all(budget or Budget())
+            else:
+                _commit_ranges(run, window, make, parallel, budget or Budget())
+        _drop_staging(run.pipeline)
+    finally:
+        pipeline.activate()  # dlt's current one is the one made last
     return run.report
 
 
 class _Run:
     """A run under way, and its report so far."""
 
-    def __init__(self, kind: Kind, pipeline: dlt.Pipeline, source: DltSource) -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        pipeline: dlt.Pipeline,
+        source: DltSource,
+        is_stopped: threading.Event | None = None,
+    ) -> None:
         self.pipeline = pipeline
         self.source = source
+        self._is_stopped = is_stopped or threading.Event()
         self.report = RunReport(
             run_id=str(uuid.uuid4()),
             kind=kind,
@@ -145,7 +160,7 @@ class _Run:
         _load_pending(self.pipeline)
         source = self.source
         while True:
-            self.report = self.report.with_commit(_commit(self.pipeline, source))
+            self.report = self.report.with_commit(_commit(self.pipeline, source, self._is_stopped))
             if not self.report.rows_left:
                 return
             if budget.is_spent(self.report):
@@ -188,14 +203,16 @@ class _Done:
     def __init__(self, run: _Run, key: str) -> None:
         self._run = run
         self._key = key
+        self._lock = threading.Lock()
         self.numbers: set[int] = set()
         _load_pending(run.pipeline)
         self._change(lambda state: self.numbers.update(state.get(key, ())))
 
     def add(self, number: int) -> None:
         """One more."""
-        self.numbers.add(number)
-        self._change(lambda state: state.update({self._key: sorted(self.numbers)}))
+        with self._lock:
+            self.numbers.add(number)
+            self._change(lambda state: state.update({self._key: sorted(self.numbers)}))
 
     def clear(self) -> None:
         """All are done; the same backfill, asked for again, reads again."""
@@ -216,24 +233,19 @@ def _commit_ranges(
     """Reads ranges of the window at once, each by a pipeline of its own, and remembers which are done."""
     done = _Done(run, f"{window.start.isoformat()}/{window.end.isoformat()}/{parallel}")
     ranges = dict(enumerate(cut_days(window, parts=parallel * RANGES_PER_WORKER), 1))
+    is_stopped = threading.Event()
 
-    def commit(number: int) -> _Run:
-        part = _Run("backfill", _beside(run.pipeline, f"range_{number}"), make(ranges[number]))
+    def commit(number: int) -> RunReport:
+        part = _Run("backfill", _beside(run.pipeline, f"range_{number}"), make(ranges[number]), is_stopped)
         part.commit_all(budget)
         _drop_staging(part.pipeline)
-        return part
+        if part.report.status == "done":
+            done.add(number)
+        return part.report
 
-    with ThreadPoolExecutor(parallel, thread_name_prefix="posthog_source_range") as executor:
-        futures = {executor.submit(commit, number): number for number in ranges if number not in done.numbers}
-        try:
-            for future in as_completed(futures):
-                part = future.result()
-                run.report = run.report.joined(part.report)
-                if part.report.status == "done":
-                    done.add(futures[future])
-        except BaseException:
-            executor.shutdown(wait=False, cancel_futures=True)
-            raise
+    left = [number for number in ranges if number not in done.numbers]
+    for _, report in ordered_prefetch(commit, left, depth=parallel, cancel=is_stopped.set):
+        run.report = run.report.joined(report)
     if len(done.numbers) == len(ranges):
         done.clear()
     else:
@@ -251,14 +263,19 @@ def _load_pending(pipeline: dlt.Pipeline) -> None:
         pipeline.run()
 
 
-def _commit(pipeline: dlt.Pipeline, source: DltSource) -> dict[str, dict[str, float]]:
+def _commit(
+    pipeline: dlt.Pipeline, source: DltSource, is_stopped: threading.Event | None = None
+) -> dict[str, dict[str, float]]:
     """One load of what the source has now; the metrics of its tables."""
     extracted = pipeline.extract(source)
     pipeline.normalize()
     with _loading:
+        if is_stopped and is_stopped.is_set():
+            raise InterruptedRunError("Stopped before the load; the next run loads it.")
         pipeline.load()
     parts = [part["resource_metrics"] for load in extracted.metrics.values() for part in load]
-    return {name: _numbers(found.custom_metrics) for part in parts for name, found in part.items()}
+    ours = ((name, found) for part in parts for name, found in part.items() if not name.startswith("_dlt"))
+    return {name: _numbers(found.custom_metrics) for name, found in ours}
 
 
 def _numbers(metrics: Mapping[str, Any] | None) -> dict[str, float]:
@@ -266,11 +283,15 @@ def _numbers(metrics: Mapping[str, Any] | None) -> dict[str, float]:
     return {name: value for name, value in (metrics or {}).items() if isinstance(value, int | float)}
 
 
+def _check_destination(pipeline: dlt.Pipeline) -> Destination[Any, Any]:
+    if pipeline.destination is None:
+        raise SettingsError("The pipeline has no destination. Give it one: dlt.pipeline(destination=…).")
+    return pipeline.destination
+
+
 def _beside(pipeline: dlt.Pipeline, suffix: str) -> dlt.Pipeline:
     """A pipeline into the same dataset, with a state and staging tables of its own."""
-    destination = pipeline.destination
-    if destination is None:
-        raise SettingsError("The pipeline has no destination. Give it one: dlt.pipeline(destination=…).")
+    destination = _check_destination(pipeline)
     config = pipeline.destination_client().config
     # By themselves, some destinations derive where they are from the pipeline's name.
     known = {"credentials": config.credentials, "bucket_url": getattr(config, "bucket_url", None)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta, timezone
 from itertools import pairwise
 
@@ -21,12 +21,18 @@ from posthog_source.windows import (
     Part,
     Slice,
     Window,
+    clip,
+    cut_days,
     enclose,
     halve,
     halve_window,
+    join,
+    pack_days,
     plan_prefixes,
     plan_slices,
     split,
+    split_labels,
+    subtract,
 )
 
 DAY = timedelta(days=1)
@@ -319,6 +325,7 @@ def test_only_the_whole_line_of_prefixes_was_counted(samples: list[str], rows: i
 
 
 @given(st.integers(1, 200), st.integers(1, 10**6), st.integers(1, 50_000))
+@settings(deadline=None)
 def test_prefixes_share_an_even_sample_evenly(members: int, rows: int, page_rows: int) -> None:
     samples = [f"{number:06}" for number in range(members)]
 
@@ -382,3 +389,173 @@ def test_a_window_may_have_no_length() -> None:
 def test_the_rows_of_a_slice_are_those_of_its_parts() -> None:
     assert Slice(parts=(Part(("a",), 2, None), Part(("b",), 3, None))).rows == 5
     assert Slice().rows == 0
+
+
+@st.composite
+def counted_days(draw: st.DrawFn) -> tuple[dict[date, int], Window]:
+    """A window that may begin and end within a day, and rows of some of its days."""
+    start = draw(instants)
+    window = Window(start, start + draw(st.timedeltas(timedelta(microseconds=1), timedelta(days=60))))
+    last = (window.end - timedelta(microseconds=1)).date()
+    days = st.dates(window.start.date(), last)
+    return draw(
+        st.dictionaries(days, st.one_of(st.integers(0, 20), st.integers(0, 10**6)), max_size=40)
+    ), window
+
+
+def of_day(day: date, window: Window) -> Window:
+    """The part of a window that lies in a day."""
+    midnight = datetime(day.year, day.month, day.day, tzinfo=UTC)
+    return clip(Window(midnight, midnight + DAY), window)
+
+
+def assert_tile(parts: Sequence[Window], whole: Window) -> None:
+    """They meet, none is empty, and together they are the whole."""
+    assert (parts[0].start, parts[-1].end) == (whole.start, whole.end)
+    assert all(before.end == after.start for before, after in pairwise(parts))
+    assert all(part.start < part.end for part in parts)
+
+
+@given(counted=counted_days(), rows=page_sizes)
+@settings(deadline=None)
+def test_packed_days_are_the_window_again_and_hold_all_its_rows(
+    counted: tuple[dict[date, int], Window], rows: int
+) -> None:
+    days, window = counted
+
+    packed = pack_days(days, window, rows=rows)
+
+    assert_tile([part for part, _ in packed], window)
+    for part, held in packed:
+        inside = [day for day in days if part.start <= of_day(day, window).start < part.end]
+        assert held == sum(days[day] for day in inside)
+        assert all(of_day(day, window).end <= part.end for day in inside)
+
+
+@given(counted=counted_days(), rows=page_sizes)
+@settings(deadline=None)
+def test_only_a_day_by_itself_is_packed_beyond_the_limit(
+    counted: tuple[dict[date, int], Window], rows: int
+) -> None:
+    days, window = counted
+
+    packed = dict(pack_days(days, window, rows=rows))
+
+    for day, count in days.items():
+        if count > rows:
+            assert packed[of_day(day, window)] == count
+    assert sum(held > rows for held in packed.values()) == sum(count > rows for count in days.values())
+
+
+@given(counted=counted_days(), rows=page_sizes)
+@settings(deadline=None)
+def test_days_are_packed_into_no_more_windows_than_their_rows_ask_for(
+    counted: tuple[dict[date, int], Window], rows: int
+) -> None:
+    days, window = counted
+
+    packed = [held for _, held in pack_days(days, window, rows=rows)]
+
+    assert all(
+        before + after > rows or 0 in (before, after) for before, after in pairwise(packed) if before <= rows
+    )
+    assert len(packed) <= 1 + 2 * sum(days.values()) // rows + 2 * sum(
+        count > rows for count in days.values()
+    )
+
+
+@st.composite
+def windows_of_hours(draw: st.DrawFn) -> Window:
+    """From one full hour to another, so that ends often meet."""
+    first, length = draw(st.integers(0, 60)), draw(st.integers(1, 30))
+    start = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(hours=first)
+    return Window(start, start + timedelta(hours=length))
+
+
+def hours_of(windows: Sequence[Window]) -> Iterator[datetime]:
+    """Full hours from before the first to after the last."""
+    if not windows:
+        return
+    at = min(window.start for window in windows) - timedelta(hours=1)
+    while at <= max(window.end for window in windows):
+        yield at
+        at += timedelta(hours=1)
+
+
+def is_in(at: datetime, windows: Sequence[Window]) -> bool:
+    """Whether one of them holds it."""
+    return any(window.start <= at < window.end for window in windows)
+
+
+@given(windows_of_hours(), st.lists(windows_of_hours(), max_size=8))
+@settings(deadline=None)
+def test_what_is_subtracted_from_a_window_is_gone_and_the_rest_is_left(
+    window: Window, done: list[Window]
+) -> None:
+    left = subtract(window, done)
+
+    assert left == join(left)
+    for at in hours_of([window, *done]):
+        is_done = any(is_in(at, [one]) for one in done)
+        assert is_in(at, left) == (is_in(at, [window]) and not is_done)
+
+
+@given(st.lists(windows_of_hours(), max_size=8))
+@settings(deadline=None)
+def test_joined_windows_are_the_same_spans_ascending_and_apart(windows: list[Window]) -> None:
+    joined = join(windows)
+
+    assert all(before.end < after.start for before, after in pairwise(joined))
+    for at in hours_of(windows):
+        assert is_in(at, joined) == is_in(at, windows)
+
+
+@given(windows_of_hours(), st.integers(1, 40))
+def test_days_are_cut_into_about_equal_parts_that_are_the_window_again(window: Window, parts: int) -> None:
+    cut = cut_days(window, parts=parts)
+
+    assert_tile(cut, window)
+    assert len(cut) <= parts
+    assert all(before.end.timetz().isoformat() == "00:00:00+00:00" for before in cut[:-1])
+    days = (window.end - window.start) / DAY
+    assert all((part.end - part.start) / DAY <= days / parts + 2 for part in cut)
+    assert cut == cut_days(window, parts=parts)
+
+
+def test_a_window_within_a_day_is_not_cut() -> None:
+    noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    window = Window(noon, noon + timedelta(hours=3))
+
+    assert cut_days(window, parts=12) == [window]
+
+
+@given(
+    line=counted_lines(),
+    rows=page_sizes,
+    start=st.none() | labels,
+    upper=st.none() | st.just(Bound((date(2026, 1, 10), ""))),
+)
+@settings(deadline=None)
+def test_labels_are_split_on_their_edges_and_only_one_alone_is_too_large(
+    line: tuple[list[Count], int], rows: int, start: Label | None, upper: Bound | None
+) -> None:
+    parts = tuple(Part(count.label, count.rows, HASH_AXIS) for count in line[0])
+    lower = Bound(min([start, *(part.label for part in parts)])) if start is not None else None
+    whole = Slice(lower, upper, parts)
+
+    pieces = split_labels(whole, rows=rows)
+
+    assert_follow(pieces, whole=whole)
+    assert [part for piece in pieces for part in piece.parts] == list(parts)
+    for piece in pieces:
+        assert piece.rows <= rows or len(piece.parts) == 1
+    for before, after in pairwise(pieces):
+        assert before.upper == Bound(after.parts[0].label)
+        assert before.rows + after.parts[0].rows > rows
+    assert all(piece.closes for piece in pieces)
+
+
+def test_labels_of_no_rows_are_one_piece_to_the_open_end() -> None:
+    whole = Slice(Bound((date(2026, 1, 1), "m")), None)
+
+    assert split_labels(whole, rows=10) == [whole]

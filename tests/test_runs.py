@@ -1,0 +1,438 @@
+"""run_sync and run_backfill: bounded commits, an honest report, and a stop that costs one commit at most."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import dlt
+import pytest
+
+from posthog_source import Budget, RunReport, run_backfill, run_sync
+from posthog_source.errors import QuotaSpentError, SettingsError, find_cause
+from tests.conftest import NO_LIMITS, ROOT, Project, Server, Warehouse, add_events
+
+DAY = timedelta(days=1)
+START = datetime(2026, 1, 1, tzinfo=UTC)
+END = START + 4 * DAY
+PROGRAM = """
+import sys, dlt
+from pathlib import Path
+from posthog_source import run_sync
+
+path = Path(sys.argv[1])
+pipeline = dlt.pipeline(
+    "posthog",
+    pipelines_dir=str(path / "pipelines"),
+    destination=dlt.destinations.duckdb(str(path / "warehouse.duckdb")),
+    dataset_name="posthog_data",
+)
+run_sync(pipeline, tables=["events"], rows_per_commit=5)
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_pipeline_stays_active() -> Iterator[None]:
+    """A backfill activates pipelines of its own."""
+    yield
+    dlt.pipeline("idle", dataset_name="idle").deactivate()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Warehouse:
+    """As `warehouse`, where runs may activate other pipelines."""
+    return Warehouse.at(tmp_path)
+
+
+def four_days(project: Project, *, first: int = 0) -> list[str]:
+    """Five events on each of four days."""
+    return add_events(
+        project,
+        20,
+        uuid=[f"00000000-0000-4000-8000-{first + n:012x}" for n in range(20)],
+        timestamp=[START + n // 5 * DAY + timedelta(hours=6, seconds=n) for n in range(20)],
+        created_at=[START] * 20,
+    )
+
+
+def sync(project: Project, warehouse: Warehouse, **arguments: Any) -> RunReport:
+    return run_sync(
+        warehouse.pipeline, tables=["events"], **{"rows_per_commit": 10**6} | project.credentials | arguments
+    )
+
+
+def backfill(project: Project, warehouse: Warehouse, **arguments: Any) -> RunReport:
+    return run_backfill(
+        warehouse.pipeline, START, END, **{"rows_per_commit": 10} | project.credentials | arguments
+    )
+
+
+def rows_read(project: Project) -> int:
+    """Events that PostHog handed out."""
+    pages = [request for request in project.requests() if request.get("name") == "posthog_source events"]
+    return sum(page["result_rows"] for page in pages)
+
+
+def state_of(pipeline: dlt.Pipeline) -> str:
+    """What the pipeline remembers of events."""
+    return json.dumps(
+        pipeline.state["sources"]["posthog"]["resources"]["events"], default=str, sort_keys=True
+    )
+
+
+def schemas(warehouse: Warehouse) -> set[str]:
+    """Of the database."""
+    found = warehouse.query(
+        "SELECT schema_name FROM information_schema.schemata WHERE catalog_name = 'warehouse'"
+    )
+    return {name for (name,) in found} - {"main", "information_schema", "pg_catalog"}
+
+
+def test_the_report_adds_up_to_what_is_in_the_warehouse_and_is_kept_there(
+    busy_project: Project, place: Warehouse
+) -> None:
+    busy_project.generate(
+        events=600, persons=30, days=2, end="2026-01-05T00:00:00Z", properties_bytes=50, nasty=False
+    )
+
+    report = run_sync(
+        place.pipeline,
+        tables=["events", "persons", "person_distinct_ids", "cohort_people"],
+        rows_per_commit=200,
+        **busy_project.credentials,
+    )
+
+    counts = place.counts()
+    told = {name: metrics.get("rows") for name, metrics in report.tables.items()}
+    assert {name: told[name] for name in counts} == counts
+    assert report.rows == sum(counts.values())
+    assert (report.kind, report.status, report.error, report.rows_left) == ("sync", "done", None, 0)
+    assert report.commits > 2
+    assert report.finished_at is not None
+    assert report.started_at < report.finished_at
+    (kept,) = report.as_table().to_pylist()
+    assert place.query(f"SELECT {', '.join(kept)} FROM _posthog_runs") == [tuple(kept.values())]
+
+
+def test_a_run_that_fails_is_kept_with_its_reason_and_the_next_one_goes_on(
+    busy_project: Project, place: Warehouse
+) -> None:
+    expected = four_days(busy_project)
+    # first, count and page, page, and no more
+    busy_project.faults("query", {"pass": True, "times": 3}, {"status": 402})
+    with pytest.raises(Exception, match="402") as failure:
+        sync(busy_project, place, rows_per_commit=10)
+    assert isinstance(find_cause(failure.value), QuotaSpentError)
+    assert len(place.uuids()) == 10
+
+    again = sync(busy_project, place, rows_per_commit=10)
+
+    assert (again.rows, place.uuids()) == (10, expected)
+    (failed, done) = place.query("SELECT status, commits, rows, error FROM _posthog_runs ORDER BY started_at")
+    assert failed[:3] == ("failed", 1, 10)
+    assert "402" in failed[3]
+    assert "\n" not in failed[3]
+    assert done == ("done", 1, 10, None)
+
+
+def test_the_report_counts_all_requests_of_the_run(busy_project: Project, place: Warehouse) -> None:
+    four_days(busy_project)
+
+    report = sync(busy_project, place, rows_per_commit=10)
+
+    assert report.requests == len(busy_project.requests())
+    assert report.received_bytes > 0
+
+
+def test_a_budget_of_queries_ends_a_run_at_the_end_of_a_commit_and_the_next_one_goes_on(
+    busy_project: Project, place: Warehouse
+) -> None:
+    expected = four_days(busy_project)
+
+    report = sync(busy_project, place, rows_per_commit=5, budget=Budget(max_queries=1))
+    assert (report.status, report.commits, report.rows, report.rows_left) == ("budget_spent", 1, 5, 15)
+    assert place.uuids() == expected[:5]
+
+    assert sync(busy_project, place).rows == 15
+    assert place.uuids() == expected
+
+
+def test_a_backfill_beside_a_sync_leaves_its_state_alone_and_reads_all_its_events(
+    busy_project: Project, place: Warehouse
+) -> None:
+    expected = four_days(busy_project)
+    sync(busy_project, place)
+    before, tables = state_of(place.pipeline), schemas(place)
+    place.query("DELETE FROM events WHERE timestamp < '2026-01-03'")
+    for uuid, at in (("gone", "2026-01-02"), ("kept", "2027-01-02")):
+        place.query(
+            "INSERT INTO events (project_id, uuid, event, timestamp, distinct_id)"
+            f" VALUES ({busy_project.id}, '{uuid}', 'x', '{at}', 'x')"
+        )
+
+    report = backfill(busy_project, place)
+
+    assert place.uuids() == [*expected, "kept"]
+    assert (report.kind, report.status, report.rows) == ("backfill", "done", 20)
+    assert state_of(place.pipeline) == before
+    assert schemas(place) == tables
+    assert place.query("SELECT count(*) FROM _posthog_runs WHERE kind = 'backfill'") == [(1,)]
+
+
+@pytest.mark.parametrize("folder", ["kept", "wiped"])
+def test_a_stopped_backfill_goes_on_and_a_finished_one_reads_again(
+    busy_project: Project, tmp_path: Path, folder: str
+) -> None:
+    expected = four_days(busy_project)
+    busy_project.faults("query", {"pass": True, "times": 2}, {"status": 402})  # count and page, and no more
+    with pytest.raises(Exception, match="402"):
+        backfill(busy_project, Warehouse.at(tmp_path))
+    busy_project.forget_requests()
+    if folder == "wiped":
+        shutil.rmtree(tmp_path / "pipelines")
+    place = Warehouse.at(tmp_path)
+
+    assert backfill(busy_project, place).status == "done"
+
+    assert (rows_read(busy_project), place.uuids()) == (10, expected)
+    busy_project.forget_requests()
+    assert backfill(busy_project, place).rows == rows_read(busy_project) == 20
+    assert place.uuids() == expected
+
+
+@pytest.mark.parametrize("parallel", [2, 3])
+def test_a_parallel_backfill_gives_the_table_of_a_plain_one(
+    busy_project: Project, place: Warehouse, parallel: int
+) -> None:
+    expected = four_days(busy_project)
+
+    report = backfill(busy_project, place, parallel=parallel)
+
+    assert place.uuids() == expected
+    assert (report.status, report.rows, report.rows_left) == ("done", 20, 0)
+    assert rows_read(busy_project) == 20
+    assert {name for name in schemas(place) if "staging" in name} <= {"posthog_data_staging"}
+    assert place.query("SELECT kind, status, rows FROM _posthog_runs") == [("backfill", "done", 20)]
+
+
+def test_a_parallel_backfill_that_was_stopped_reads_only_what_is_left(
+    busy_project: Project, place: Warehouse
+) -> None:
+    expected = four_days(busy_project)
+    # Each of the days is a range: its count, its page.
+    busy_project.faults("query", {"pass": True, "times": 5}, {"status": 402, "times": 20})
+    with pytest.raises(Exception, match="402"):
+        backfill(busy_project, place, parallel=2)
+    busy_project.control("DELETE", "faults")
+    loaded = len(place.uuids())
+    assert 0 < loaded < 20
+    busy_project.forget_requests()
+
+    backfill(busy_project, place, parallel=2)
+
+    assert (rows_read(busy_project), place.uuids()) == (20 - loaded, expected)
+
+
+def test_a_sync_and_a_backfill_may_run_at_once(busy_project: Project, tmp_path: Path) -> None:
+    old = four_days(busy_project)
+    recent = datetime.now(UTC) - timedelta(hours=2)
+    new = add_events(
+        busy_project,
+        20,
+        uuid=[f"11111111-0000-4000-8000-{n:012x}" for n in range(20)],
+        timestamp=[recent - n % 4 * DAY for n in range(20)],
+    )
+
+    with ThreadPoolExecutor(2) as threads:
+        runs = [
+            threads.submit(
+                lambda: sync(
+                    busy_project, Warehouse.at(tmp_path), rows_per_commit=5, start_date=recent - 10 * DAY
+                )
+            ),
+            threads.submit(lambda: backfill(busy_project, Warehouse.at(tmp_path), rows_per_commit=5)),
+        ]
+        reports = [run.result() for run in runs]
+
+    place = Warehouse.at(tmp_path)
+    assert place.uuids() == sorted(old + new)
+    assert [report.rows for report in reports] == [20, 20]
+
+
+def test_backfills_of_two_projects_in_one_dataset_leave_each_others_rows_alone(
+    server: Server, busy_project: Project, tmp_path: Path
+) -> None:
+    other = server.project(settings={"rate_limits": NO_LIMITS})
+    ours, theirs = Warehouse.at(tmp_path, "ours"), Warehouse.at(tmp_path, "theirs")
+    mine, others = four_days(busy_project), four_days(other, first=1_000)
+    sync(busy_project, ours)
+    sync(other, theirs)
+
+    backfill(busy_project, ours)
+    backfill(other, theirs)
+
+    found = dict(ours.query("SELECT project_id, list(uuid ORDER BY uuid) FROM events GROUP BY ALL"))
+    assert found == {busy_project.id: mine, other.id: others}
+
+
+@pytest.mark.parametrize("case", ["table", "order", "same", "no end", "commit", "key", "destination"])
+def test_what_cannot_be_run_is_one_line_and_nothing_is_sent(
+    busy_project: Project, place: Warehouse, case: str
+) -> None:
+    given = busy_project.credentials
+    nowhere = dlt.pipeline("nowhere", pipelines_dir=str(place.path / "nowhere"))
+    runs: dict[str, Callable[[], object]] = {
+        "table": lambda: run_sync(place.pipeline, tables=["events", "evnts"], **given),
+        "order": lambda: run_backfill(place.pipeline, END, START, **given),
+        "same": lambda: run_backfill(place.pipeline, "2026-01-01", "2026-01-01T00:00:00Z", **given),
+        "no end": lambda: run_backfill(place.pipeline, "2026-01-01", None, **given),
+        "commit": lambda: run_sync(place.pipeline, rows_per_commit=0, **given),
+        "destination": lambda: run_backfill(nowhere, START, END, **given),
+        "key": lambda: run_sync(place.pipeline, **given | {"api_key": "phc_x"}),
+    }
+
+    with pytest.raises(SettingsError) as failure:
+        runs[case]()
+
+    assert "\n" not in str(failure.value)
+    assert busy_project.requests() == []
+    assert not (place.path / "warehouse.duckdb").exists()
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_says_so_in_a_line_at_once_and_goes_on_when_run_again(
+    busy_project: Project, place: Warehouse, signal_number: int
+) -> None:
+    expected = four_days(busy_project)
+    # Some commits pass, then an answer takes a minute.
+    busy_project.faults("query", {"pass": True, "times": 4}, {"kind": "drip", "seconds": 60, "times": 3})
+    process = start(busy_project, place)
+    wait_until_held_back(busy_project)
+
+    began = time.monotonic()
+    process.send_signal(signal_number)
+    _, told = process.communicate(timeout=45)
+
+    assert time.monotonic() - began < 20
+    assert process.returncode != 0
+    last = told.strip().splitlines()[-1]
+    assert last.startswith("posthog_source.errors.InterruptedRunError: Stopped after ")
+    assert last.endswith("Run the same again to go on.")
+    busy_project.control("DELETE", "faults")
+    loaded = len(place.uuids())
+    assert 0 <= loaded < 20
+    busy_project.forget_requests()
+
+    again = start(busy_project, place)
+    _, told = again.communicate(timeout=60)
+
+    assert again.returncode == 0, told
+    assert place.uuids() == expected
+    assert rows_read(busy_project) == 20 - loaded
+    stopped = "SELECT status FROM _posthog_runs ORDER BY started_at"
+    assert place.query(stopped) == [("stopped",), ("done",)]
+
+
+def start(project: Project, warehouse: Warehouse, program: str = PROGRAM) -> subprocess.Popen[str]:
+    """A run in a process of its own."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SOURCES__")} | {
+        "PYTHONPATH": str(ROOT),
+        "DLT_DATA_DIR": str(warehouse.path / "dlt"),
+        "RUNTIME__DLTHUB_TELEMETRY": "false",
+        "SOURCES__POSTHOG__PROJECT_ID": str(project.id),
+        "SOURCES__POSTHOG__API_KEY": project.api_key,
+        "SOURCES__POSTHOG__HOST": project.server.url,
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", program, str(warehouse.path)],
+        cwd=warehouse.path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_until_held_back(project: Project) -> None:
+    """Until PostHog has begun an answer that takes a minute."""
+    until = time.monotonic() + 60
+    while not project.control("GET", "faults")["fired"]:
+        assert time.monotonic() < until
+
+
+def test_the_report_counts_the_rows_of_all_tables(busy_project: Project, place: Warehouse) -> None:
+    busy_project.generate(events=60, persons=10, days=2, end="2026-01-05T00:00:00Z", nasty=False)
+
+    report = run_sync(place.pipeline, rows_per_commit=10**6, **busy_project.credentials)
+
+    counts = place.counts()
+    assert {name: metrics.get("rows") for name, metrics in report.tables.items()} == counts
+    assert report.rows == sum(counts.values())
+
+
+def test_a_backfill_by_no_ranges_at_once_is_refused_in_a_line(
+    busy_project: Project, place: Warehouse
+) -> None:
+    with pytest.raises(SettingsError):
+        run_backfill(place.pipeline, START, END, parallel=0, **busy_project.credentials)
+
+    assert busy_project.requests() == []
+
+
+def test_a_sync_without_a_destination_is_refused_in_a_line(busy_project: Project, tmp_path: Path) -> None:
+    pipeline = dlt.pipeline("nowhere", pipelines_dir=str(tmp_path))
+
+    with pytest.raises(SettingsError, match="destination"):
+        run_sync(pipeline, **busy_project.credentials)
+
+    assert busy_project.requests() == []
+
+
+PARALLEL = PROGRAM.replace(
+    'run_sync(pipeline, tables=["events"], rows_per_commit=5)',
+    "run_backfill(pipeline, '2026-01-01', '2026-01-05', rows_per_commit=5, parallel=2)",
+).replace("import run_sync", "import run_backfill")
+
+
+def test_a_parallel_backfill_that_is_stopped_ends_at_once(busy_project: Project, place: Warehouse) -> None:
+    four_days(busy_project)
+    busy_project.faults("query", {"pass": True, "times": 3}, {"kind": "drip", "seconds": 40, "times": 3})
+    process = start(busy_project, place, PARALLEL)
+    wait_until_held_back(busy_project)
+
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=100)
+
+    assert (
+        told.strip().splitlines()[-1].startswith("posthog_source.errors.InterruptedRunError: Stopped after ")
+    )
+    assert time.monotonic() - began < 15
+
+
+def test_a_backfill_leaves_the_callers_pipeline_active(busy_project: Project, warehouse: Warehouse) -> None:
+    four_days(busy_project)
+    run_backfill(warehouse.pipeline, START, END, **busy_project.credentials)
+
+    assert dlt.current.pipeline().pipeline_name == "posthog"
+
+
+def test_a_backfill_whose_last_days_are_empty_is_finished_and_reads_again(
+    busy_project: Project, place: Warehouse
+) -> None:
+    four_days(busy_project)
+    far = START + 30 * DAY
+    given = {"rows_per_commit": 4} | busy_project.credentials
+    run_backfill(place.pipeline, START, far, **given)
+
+    assert run_backfill(place.pipeline, START, far, **given).rows == 20
