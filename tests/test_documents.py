@@ -40,8 +40,7 @@ def table_rows(heading: str) -> list[list[str]]:
 
 def test_the_python_of_the_readme_runs_as_it_stands(project: Project, tmp_path: Path) -> None:
     add_events(project, 9, timestamp=[ago(minutes=10 + n) for n in range(9)])
-    (snippet,) = blocks(README, "python")
-    (tmp_path / "snippet.py").write_text(snippet, encoding="utf-8")
+    (tmp_path / "snippet.py").write_text("\n".join(blocks(README, "python")), encoding="utf-8")
 
     done = run_program("snippet.py", cwd=tmp_path, project=project)
 
