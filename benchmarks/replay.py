@@ -2,9 +2,11 @@
 
     python -m benchmarks.replay http://127.0.0.1:8000      prints its own address
 
-Questions are told apart by path, HogQL and values; ids and retries do not matter. `/_questions` lists them.
+Questions are told apart by path, HogQL and values; ids and retries do not matter. `GET /_questions` lists
+them. `PUT /_latency?seconds=1.5` makes each answer wait, without using CPU.
 """
 
+import asyncio
 import hashlib
 import socket
 import sys
@@ -22,6 +24,7 @@ def build_app(upstream: str) -> Starlette:
     """The replaying application in front of `upstream`."""
     remembered: dict[str, Response] = {}
     questions: list[object] = []
+    latency = {"seconds": 0.0}
     client = httpx.AsyncClient(base_url=upstream, timeout=300, headers={"Accept-Encoding": "identity"})
 
     async def answer(request: Request) -> Response:
@@ -33,7 +36,12 @@ def build_app(upstream: str) -> Starlette:
             headers = {"Authorization": request.headers["authorization"], "Content-Type": "application/json"}
             answered = await client.request(request.method, _target(request), content=body, headers=headers)
             remembered[key] = Response(answered.content, answered.status_code, media_type="application/json")
+        await asyncio.sleep(latency["seconds"])
         return remembered[key]
+
+    async def wait_longer(request: Request) -> Response:
+        latency["seconds"] = float(request.query_params["seconds"])
+        return Response(status_code=204)
 
     async def list_questions(_: Request) -> Response:
         return Response(orjson.dumps(questions), media_type="application/json")
@@ -41,6 +49,7 @@ def build_app(upstream: str) -> Starlette:
     return Starlette(
         routes=[
             Route("/_questions", list_questions),
+            Route("/_latency", wait_longer, methods=["PUT"]),
             Route("/{path:path}", answer, methods=["GET", "POST"]),
         ]
     )

@@ -307,7 +307,9 @@ def _beside(pipeline: dlt.Pipeline, suffix: str) -> dlt.Pipeline:
 
 
 def _drop_staging(pipeline: dlt.Pipeline) -> None:
-    """The staging tables of a pipeline that is done."""
+    """The staging tables of a pipeline that is done, where there are any: plain files have none."""
+    if "delete-insert" not in (pipeline.destination.capabilities().supported_merge_strategies or ()):
+        return
     with _loading, pipeline.sql_client() as client, client.with_staging_dataset():
         if client.has_dataset():
             client.drop_dataset()

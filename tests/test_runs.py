@@ -436,3 +436,17 @@ def test_a_backfill_whose_last_days_are_empty_is_finished_and_reads_again(
     run_backfill(place.pipeline, START, far, **given)
 
     assert run_backfill(place.pipeline, START, far, **given).rows == 20
+
+
+def test_a_backfill_into_plain_files_ends_well(busy_project: Project, tmp_path: Path) -> None:
+    expected = four_days(busy_project)
+    files = dlt.destinations.filesystem(str(tmp_path / "files"))
+    pipeline = dlt.pipeline(
+        "posthog", pipelines_dir=str(tmp_path / "pipelines"), destination=files, dataset_name="posthog_data"
+    )
+
+    report = run_backfill(pipeline, START, END, **busy_project.credentials)
+
+    assert report.rows == len(expected)
+    assert list((tmp_path / "files" / "posthog_data" / "events").glob("*.parquet"))
+    pipeline.deactivate()

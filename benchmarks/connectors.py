@@ -1,0 +1,173 @@
+"""Contenders that run the connector: its own rooms as far as Arrow, from there with dlt, as a user does."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ["RUNTIME__DLTHUB_TELEMETRY"] = "false"  # before dlt reads them
+os.environ["DATA_WRITER__FILE_MAX_BYTES"] = "268435456"  # as in .dlt/config.toml
+
+import dlt
+
+from benchmarks.floors import sums
+from benchmarks.job import NO_LIMIT, Job, Measured, peak_mb
+from posthog_source import EventsConfig, posthog_source
+from posthog_source.catalog import EVENTS
+from posthog_source.client import Client
+from posthog_source.config import build_settings
+from posthog_source.pagination import Reader
+from posthog_source.prefetch import ordered_prefetch
+from posthog_source.query import Query
+from posthog_source.runs import run_backfill
+from posthog_source.windows import Window
+
+DATASET = "posthog_data"
+
+
+def connector_extract(job: Job, folder: Path) -> Measured:  # noqa: ARG001 - as the others
+    """Bytes only, through the connector's client and look-ahead."""
+    queries = [Query(asked["query"], asked["values"], asked["name"]) for asked in job.queries]
+    started = time.monotonic()
+    with Client(build_settings(**_access(job))) as client:
+
+        def fetch(query: Query) -> int:
+            return client.query(query, len)
+
+        received = sum(size for _, size in ordered_prefetch(fetch, queries, depth=job.look_ahead))
+    seconds = time.monotonic() - started
+    return Measured(same=f"{received} bytes", seconds=seconds, peak_mb=peak_mb())
+
+
+def connector_arrow(job: Job, folder: Path) -> Measured:  # noqa: ARG001 - as the others
+    """Plan and pages -> Arrow, through the connector's reader."""
+    started = time.monotonic()
+    settings = build_settings(**_access(job), start_date=job.start, end_date=job.end)
+    assert settings.start
+    assert settings.end
+    with Client(settings) as client:
+        reader = Reader(
+            client,
+            EVENTS.without({"person_properties"}),
+            project_id=job.project_id,
+            page_rows=job.page_rows,
+            look_ahead=job.look_ahead,
+            may_repeat=True,
+        )
+        plans = reader.fetch_plans(Window(settings.start, settings.end))
+        rows = sum(page.num_rows for plan in plans for page in reader.iter_pages(plan))
+    seconds = time.monotonic() - started
+    return Measured(same=f"{rows} rows", seconds=seconds, peak_mb=peak_mb())
+
+
+def connector_read(job: Job, folder: Path) -> Measured:
+    """Only dlt's extract step of a load that would replace its window: plan and pages -> Parquet."""
+    started = time.monotonic()
+    extracted = _pipeline(folder).extract(_events(job, "window"))
+    seconds = time.monotonic() - started
+    parts = [part["resource_metrics"] for load in extracted.metrics.values() for part in load]
+    rows = sum((part["events"].custom_metrics or {}).get("rows", 0) for part in parts if "events" in part)
+    return Measured(same=f"{rows} rows", seconds=seconds, peak_mb=peak_mb())
+
+
+def connector_append(job: Job, folder: Path) -> Measured:
+    """-> DuckDB, only adding."""
+    return _load(_pipeline(folder), _events(job, "append"), folder)
+
+
+def connector_window(job: Job, folder: Path) -> Measured:
+    """-> DuckDB, replacing the window."""
+    return _load(_pipeline(folder), _events(job, "window"), folder)
+
+
+def connector_parquet(job: Job, folder: Path) -> Measured:
+    """-> Parquet files, through dlt's filesystem destination."""
+    return _load(_pipeline(folder, is_files=True), _events(job, "append"), folder)
+
+
+def backfill_duckdb(job: Job, folder: Path) -> Measured:
+    """`run_backfill` -> DuckDB."""
+    return _backfill(_pipeline(folder), job, folder)
+
+
+def backfill_parquet(job: Job, folder: Path) -> Measured:
+    """`run_backfill` -> Parquet files: no database's memory counts."""
+    return _backfill(_pipeline(folder, is_files=True), job, folder)
+
+
+def _backfill(pipeline: dlt.Pipeline, job: Job, folder: Path) -> Measured:
+    started = time.monotonic()
+    report = run_backfill(
+        pipeline,
+        job.start,
+        job.end,
+        rows_per_commit=job.rows_per_commit,
+        events=EventsConfig(page_rows=job.page_rows),
+        look_ahead=job.look_ahead,
+        **_access(job),
+    )
+    seconds = time.monotonic() - started
+    extra = {"commits": report.commits, "requests": report.requests, "rows": report.rows}
+    peak = peak_mb()
+    return Measured(same=_sums(folder), seconds=seconds, peak_mb=peak, extra=extra)
+
+
+def _load(pipeline: dlt.Pipeline, source: Any, folder: Path) -> Measured:
+    started = time.monotonic()
+    pipeline.extract(source)
+    pipeline.normalize()
+    before_load_mb = peak_mb()
+    pipeline.load()
+    seconds = time.monotonic() - started
+    peak = peak_mb()
+    trace = pipeline.last_trace
+    steps = {
+        f"{step.step}_s": round((step.finished_at - step.started_at).total_seconds(), 3)
+        for step in (trace.steps if trace else ())
+        if step.finished_at
+    }
+    return Measured(
+        same=_sums(folder), seconds=seconds, peak_mb=peak, before_load_mb=before_load_mb, extra=steps
+    )
+
+
+def _sums(folder: Path) -> str:
+    """Of what was loaded, files or database."""
+    database = folder / "connector.duckdb"
+    if database.exists():
+        return sums(f"{DATASET}.events", database)
+    return sums(f"read_parquet('{folder}/files/{DATASET}/events/**/*.parquet')")
+
+
+def _pipeline(folder: Path, *, is_files: bool = False) -> dlt.Pipeline:
+    files = dlt.destinations.filesystem((folder / "files").as_uri())
+    database = dlt.destinations.duckdb(str(folder / "connector.duckdb"))
+    return dlt.pipeline(
+        "benchmark",
+        pipelines_dir=str(folder / "pipelines"),
+        destination=files if is_files else database,
+        dataset_name=DATASET,
+    )
+
+
+def _events(job: Job, write_mode: str) -> Any:
+    source = posthog_source(
+        **_access(job),
+        start_date=job.start,
+        end_date=job.end,
+        look_ahead=job.look_ahead,
+        events=EventsConfig(page_rows=job.page_rows, write_mode=write_mode),
+    )
+    return source.with_resources("events")
+
+
+def _access(job: Job) -> dict[str, Any]:
+    return {
+        "project_id": job.project_id,
+        "api_key": job.api_key,
+        "host": job.url,
+        "queries_per_minute": NO_LIMIT,
+        "queries_per_hour": NO_LIMIT,
+    }

@@ -1,0 +1,137 @@
+"""The bare floor, by hand: the connector's page queries, two requests in flight; no dlt, none of our code."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import duckdb
+import httpx
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import json as pa_json
+
+from benchmarks.job import Job, Measured, peak_mb
+
+Answer = TypeVar("Answer")
+
+SUMS = "count(*), count(DISTINCT uuid), bit_xor(hash(uuid::VARCHAR))"
+"""SQL of what must be equal among contenders."""
+
+
+def floor_extract(job: Job, folder: Path) -> Measured:  # noqa: ARG001 - as the others
+    """Bytes only."""
+    started = time.monotonic()
+    received = sum(len(body) for body in _iter_bodies(job))
+    seconds = time.monotonic() - started
+    return Measured(same=f"{received} bytes", seconds=seconds, peak_mb=peak_mb())
+
+
+def floor_arrow(job: Job, folder: Path) -> Measured:  # noqa: ARG001 - as the others
+    """Pages -> Arrow."""
+    started = time.monotonic()
+    rows = sum(page.num_rows for page in _iter_pages(job))
+    seconds = time.monotonic() - started
+    return Measured(same=f"{rows} rows", seconds=seconds, peak_mb=peak_mb())
+
+
+def floor_parquet(job: Job, folder: Path) -> Measured:
+    """Pages -> Arrow -> one Parquet file."""
+    started = time.monotonic()
+    parquet = _write(job, folder)
+    seconds = time.monotonic() - started
+    peak = peak_mb()
+    return Measured(same=sums(f"read_parquet('{parquet}')"), seconds=seconds, peak_mb=peak)
+
+
+def floor_duckdb(job: Job, folder: Path, *, has_staging: bool = False) -> Measured:
+    """Pages -> Arrow -> Parquet -> DuckDB."""
+    started = time.monotonic()
+    parquet = _write(job, folder)
+    before_load_mb = peak_mb()
+    with duckdb.connect(str(folder / "floor.duckdb")) as connection:
+        connection.execute(f"CREATE TABLE staging AS SELECT * FROM read_parquet('{parquet}')")
+        if has_staging:
+            connection.execute("CREATE TABLE events AS SELECT * FROM staging")
+    seconds = time.monotonic() - started
+    peak = peak_mb()
+    return Measured(
+        same=sums("staging", folder / "floor.duckdb"),
+        seconds=seconds,
+        peak_mb=peak,
+        before_load_mb=before_load_mb,
+    )
+
+
+def floor_duckdb_staged(job: Job, folder: Path) -> Measured:
+    """The same, the rows copied once more inside DuckDB, as every merge must."""
+    return floor_duckdb(job, folder, has_staging=True)
+
+
+def sums(table: str, database: Path | None = None) -> str:
+    """What must be equal among contenders."""
+    with duckdb.connect(str(database or ":memory:")) as connection:
+        rows, uuids, checksum = connection.execute(f"SELECT {SUMS} FROM {table}").fetchall()[0]
+    return f"{rows} rows, {uuids} uuids, checksum {checksum}"
+
+
+def _iter_bodies(job: Job) -> Iterator[bytes]:
+    yield from _iter_answers(job, bytes)
+
+
+def _iter_pages(job: Job) -> Iterator[pa.Table]:
+    yield from _iter_answers(job, _parse)
+
+
+def _iter_answers(job: Job, read: Callable[[bytes], Answer]) -> Iterator[Answer]:
+    """Answers in the queries' order, as many requests in flight as the job says."""
+    headers = {"Authorization": f"Bearer {job.api_key}"}
+    with httpx.Client(base_url=job.url, timeout=300) as client, ThreadPoolExecutor(job.look_ahead) as pool:
+
+        def fetch(query: object) -> Answer:
+            body = orjson.dumps({"query": query, "refresh": "force_blocking"})
+            answer = client.post(f"/api/projects/{job.project_id}/query/", content=body, headers=headers)
+            return read(answer.raise_for_status().content)
+
+        queries = iter(job.queries)
+        in_flight = deque(pool.submit(fetch, query) for query in islice(queries, job.look_ahead))
+        while in_flight:
+            answer = in_flight.popleft().result()
+            in_flight.extend(pool.submit(fetch, query) for query in islice(queries, 1))
+            yield answer
+
+
+def _write(job: Job, folder: Path) -> Path:
+    parquet = folder / "floor.parquet"
+    writer = None
+    for page in _iter_pages(job):
+        writer = writer or pq.ParquetWriter(parquet, page.schema)
+        writer.write_table(page)
+    if writer:
+        writer.close()
+    return parquet
+
+
+def _parse(body: bytes) -> pa.Table:
+    """An answer as a table: every cell is text, times are cast."""
+    schema = pa.schema([("results", pa.list_(pa.list_(pa.string()))), ("columns", pa.list_(pa.string()))])
+    parsed = pa_json.read_json(
+        pa.BufferReader(body),
+        read_options=pa_json.ReadOptions(block_size=len(body) + 1, use_threads=False),
+        parse_options=pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+    )
+    names = parsed.column("columns").combine_chunks().flatten().to_pylist()
+    rows = parsed.column("results").combine_chunks().flatten()
+    cells = rows.flatten()
+    first = pa.array(range(0, len(cells), len(names)), pa.int64())
+    columns = {name: cells.take(pc.add(first, i)) for i, name in enumerate(names)}
+    for name in ("timestamp", "created_at"):
+        columns[name] = pc.cast(columns[name], pa.timestamp("us", "UTC"))
+    return pa.table(columns)
