@@ -139,6 +139,8 @@ class EventsSettings(TableSettings):
             day's read, within the day it costs nothing more (read_cost.md).
         late_arrival_days: How long after it happened an event may arrive and still be found: mobile and
             offline clients send days later. 0 looks for none.
+        future_days: How far ahead of now events are read that clients with fast clocks have sent; 0 leaves
+            them until their time comes. They never move the cursor.
         late_arrival_every_s: How often to look, since PostHog reads two narrow columns of all those days
             to find them, and a granule of 8,192 rows for each late row.
         write_mode: ``window`` replaces the synced window, ``upsert`` merges by uuid, ``append`` only adds.
@@ -161,6 +163,7 @@ class EventsSettings(TableSettings):
     lookback_s: float = 3_600.0
     late_arrival_days: float = 30.0
     late_arrival_every_s: float = 86_400.0
+    future_days: float = 0.0
     write_mode: WriteMode = "window"
     person_id: PersonId = "ingested"
     person_properties: bool = False
@@ -177,6 +180,8 @@ class EventsSettings(TableSettings):
         _require(self.lookback_s >= 0, "events.lookback_s", "0 or more")
         _require(self.late_arrival_days >= 0, "events.late_arrival_days", "0 or more")
         _require(self.late_arrival_every_s >= 0, "events.late_arrival_every_s", "0 or more")
+        _require(self.future_days >= 0, "events.future_days", "0 or more")
+        _require(not (self.future_days and self.write_mode == "append"), "events.future_days", "0 to append")
         _require_choice(self.write_mode, WriteMode, "events.write_mode")
         _require_choice(self.person_id, PersonId, "events.person_id")
         _require_choice(self.json_columns, JsonColumns, "events.json_columns")

@@ -233,7 +233,8 @@ class _Planner:
         late = None
         if self.can_replace and not is_new and not begins_later:
             late = self._fetch_late(window)
-        backlog = self._backlog(unfinished, [window], late_days=late.days if late else ())
+        beside = [*(late.days if late else ()), *self._future(window)]
+        backlog = self._backlog(unfinished, [window], beside=beside)
         backlog.start = first_start
         backlog.looked_at = self.now if late or is_new else None
         return backlog, late
@@ -266,6 +267,11 @@ class _Planner:
             start = first_at
         return Window(start, max(start, end)) if start < end or unfinished else None
 
+    def _future(self, window: Window) -> list[Window]:
+        """Days to come, of which clients whose clocks are fast have sent events; read again each time."""
+        end = self.now + timedelta(days=self.config.future_days)
+        return [Window(window.end, end)] if self.config.future_days and self.can_replace else []
+
     def _start_again(self) -> None:
         """Reads everything from an earlier start_date on, where the load sorts out what is there already."""
         if not self.can_replace:
@@ -295,9 +301,9 @@ class _Planner:
         return LateArrivals(before, rows=tuple(pages))
 
     def _backlog(
-        self, unfinished: list[Chunk], windows: Iterable[Window], *, late_days: Iterable[Window] = ()
+        self, unfinished: list[Chunk], windows: Iterable[Window], *, beside: Iterable[Window] = ()
     ) -> Backlog:
-        chunks = [*self._chunks(late_days, is_main=False), *unfinished, *self._chunks(windows, is_main=True)]
+        chunks = [*self._chunks(beside, is_main=False), *unfinished, *self._chunks(windows, is_main=True)]
         return Backlog(chunks=deque(chunks))
 
     def _chunks(self, windows: Iterable[Window], *, is_main: bool) -> Iterator[Chunk]:

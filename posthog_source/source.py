@@ -39,6 +39,7 @@ class EventsConfig(BaseConfiguration):
     lookback_s: Written = EventsSettings.lookback_s
     late_arrival_days: Written = EventsSettings.late_arrival_days
     late_arrival_every_s: Written = EventsSettings.late_arrival_every_s
+    future_days: Written = EventsSettings.future_days
     write_mode: Written = EventsSettings.write_mode
     person_id: Written = EventsSettings.person_id
     person_properties: Written = EventsSettings.person_properties

@@ -359,6 +359,29 @@ def test_future_events_stay_out_of_all_commits_until_their_time(
     assert warehouse.uuids() == sorted([*expected, *soon, future[0]])
 
 
+@pytest.mark.parametrize("rows_per_commit", [4, None])
+def test_future_events_come_at_once_where_that_is_chosen(
+    busy_project: Project, warehouse: Warehouse, rows_per_commit: int | None
+) -> None:
+    expected = two_days(busy_project)
+    now = MIDNIGHT + 3 * DAY
+    future = add_named(
+        busy_project, ("c", now + DAY), ("d", now + 900 * DAY), first=100, created_at=[MIDNIGHT] * 2
+    )
+    soon_enough = EventsSettings(future_days=2)
+    for hours in (0, 1, 30):
+        at = now + timedelta(hours=hours)
+        source = source_at(
+            at, events=soon_enough, rows_per_commit=rows_per_commit, **busy_project.credentials
+        )
+        commit(warehouse.pipeline, source, times=5)
+        assert warehouse.uuids() == sorted([*expected, future[0]])
+
+    soon = add_named(busy_project, ("new", now + timedelta(hours=30)), first=200)
+    sync_at(now + timedelta(hours=31), busy_project, warehouse, rows_per_commit=4)
+    assert warehouse.uuids() == sorted([*expected, *soon, future[0]])
+
+
 @pytest.mark.parametrize("rows_per_commit", [40, 10**6])
 def test_a_sparse_project_of_five_years_is_planned_in_commits_and_never_by_name_as_a_whole(
     busy_project: Project, warehouse: Warehouse, rows_per_commit: int
