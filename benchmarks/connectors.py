@@ -158,6 +158,7 @@ def _events(job: Job, write_mode: str) -> Any:
         start_date=job.start,
         end_date=job.end,
         look_ahead=job.look_ahead,
+        rows_per_commit=NO_LIMIT,  # one commit of run_sync's, which dlt is not to resume
         events=EventsConfig(page_rows=job.page_rows, write_mode=write_mode),
     )
     return source.with_resources("events")

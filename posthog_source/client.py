@@ -250,10 +250,7 @@ class Client:
         self, path: str, params: Mapping[str, str] | None = None, *, rate: RateClass = "default"
     ) -> dict[str, object]:
         """One JSON object from `/api/projects/:id/{path}`. Raises as `query`."""
-        query_string = str(httpx.QueryParams(params)) if params else ""
-        target = self._path(path) + (f"?{query_string}" if query_string else "")
-        request = _Request("GET", target, rate)
-        return self._ask(request, lambda response, _: _read_object(_accept(response, request)))
+        return self._get(path, params, rate, _read_object)
 
     def list(
         self, path: str, params: Mapping[str, str], *, rate: RateClass = "default"
@@ -269,13 +266,25 @@ class Client:
         """
         asked: dict[str, str] | None = dict(params)
         while asked is not None:
-            page = self.get(path, asked, rate=rate)
+            page = self._get(path, asked, rate, _read_page)
             yield page
             following = page.get("next")
             coming = dict(parse_qsl(urlsplit(following).query)) if isinstance(following, str) else None
             if coming == asked:
                 raise StuckCursorError(f"PostHog's next page of {path} is the page itself.")
             asked = coming
+
+    def _get(
+        self,
+        path: str,
+        params: Mapping[str, str] | None,
+        rate: RateClass,
+        read: Callable[[bytes], dict[str, object]],
+    ) -> dict[str, object]:
+        query_string = str(httpx.QueryParams(params)) if params else ""
+        target = self._path(path) + (f"?{query_string}" if query_string else "")
+        request = _Request("GET", target, rate)
+        return self._ask(request, lambda response, _: read(_accept(response, request)))
 
     def _path(self, path: str) -> str:
         return f"/api/projects/{self._settings.project_id}/{path}"
@@ -297,7 +306,11 @@ class Client:
                 }
             )
 
-        return _Request("POST", self._path("query/"), "queries", query.name, build=build, scope="query:read")
+        is_heavy = refresh == "force_blocking"
+        path = self._path("query/")
+        return _Request(
+            "POST", path, "queries", query.name, build=build, scope="query:read", is_heavy=is_heavy
+        )
 
     def _poll_request(self, query_id: str, name: str) -> _Request:
         target = self._path(f"query/{query_id}/?show_progress=true")
@@ -509,6 +522,8 @@ class _Request:
             with its old result (query_api.md 1.5).
         scope: What the key needs for it, where known.
         is_poll: It asks after a query in the background, which has a place already.
+        is_heavy: PostHog computes the answer while we wait, and may find that too heavy; anything else that
+            it says so of is a fault of the moment.
     """
 
     method: str
@@ -518,6 +533,7 @@ class _Request:
     build: Callable[[str], bytes] | None = None
     scope: str = ""
     is_poll: bool = False
+    is_heavy: bool = False
 
     @property
     def where(self) -> str:
@@ -528,6 +544,8 @@ class _Request:
         """Whether the same once more may help: not a poll for a query that is gone."""
         if self.is_poll and isinstance(error, LostQueryError):
             return False
+        if isinstance(error, TooHeavyError):
+            return not self.is_heavy and error.status >= 500
         return isinstance(error, PosthogSourceError) and error.transient
 
 
@@ -678,3 +696,10 @@ def _read_object(body: bytes) -> dict[str, object]:
     if not isinstance(parsed, dict):
         raise UnreadableAnswerError(f"PostHog answered 200 with {len(body)} bytes that are no JSON object.")
     return parsed
+
+
+def _read_page(body: bytes) -> dict[str, object]:
+    page = _read_object(body)
+    if not isinstance(page.get("results"), list):
+        raise UnreadableAnswerError("PostHog answered 200 to a list with an object that has no results.")
+    return page

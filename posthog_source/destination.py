@@ -212,10 +212,14 @@ class Target:
         disposition: Callable[[], Any],
         *,
         rows: int,
+        may_resume: bool,
         json_columns: JsonColumns = "auto",
         metrics: Mapping[str, int] | None = None,
     ) -> Iterator[Any]:
         """All pages of a reader's table, written that way.
+
+        With `may_resume`, dlt may load the rest of a killed load by itself, where a file may have been copied
+        into staging twice; then, as when the reader has seen copies, dlt sorts them out.
 
         The disposition is asked for again after the last page: it may name what the pages held. dlt's
         progress collector learns of `rows`, the total, before the first item starts it. Pages are counted as
@@ -225,7 +229,7 @@ class Target:
         if self._collector is not None:
             self._collector.update(table.name, inc=0, total=rows)
         first = disposition()
-        yield self.begin(table, first, json_columns, has_copies=False)
+        yield self.begin(table, first, json_columns, has_copies=may_resume)
         counted = {"pages": 0, "rows": 0, "bytes": 0} | dict(metrics or {})
         for page in pages:
             counted["pages"] += 1
@@ -234,7 +238,7 @@ class Target:
             yield page
         last = disposition()
         if reader.has_copies or last != first:
-            yield self.begin(table, last, json_columns, has_copies=reader.has_copies)
+            yield self.begin(table, last, json_columns, has_copies=may_resume or reader.has_copies)
         counted["copies_dropped"] = reader.copies_dropped
         counted["parts_read_again"] = reader.parts_read_again
         dlt.current.resource_metrics().update(counted)

@@ -195,7 +195,13 @@ class _Stream:
         )
         rows = sum(chunk.rows for chunk in chunks) + metrics["late_rows"]
         yield from target.load(
-            reader, pages, disposition, rows=rows, json_columns=self._config.json_columns, metrics=metrics
+            reader,
+            pages,
+            disposition,
+            rows=rows,
+            may_resume=self._settings.rows_per_commit is None,
+            json_columns=self._config.json_columns,
+            metrics=metrics,
         )
 
 

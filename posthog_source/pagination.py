@@ -225,7 +225,7 @@ class Reader:
         """Rows of a window by UTC day; with `late`, only those that arrived late."""
         query = build_day_counts(self.table, self.table.sources[0], window=window, late=late)
         try:
-            return {date.fromisoformat(day or ""): int(rows or 0) for day, rows in self._cells(query)}
+            return {date.fromisoformat(day or ""): int(rows or 0) for day, rows in self._cells(query, window)}
         except TooHeavyError:
             halves = halve_window(window)
             if len(halves) < 2:
@@ -308,7 +308,7 @@ class Reader:
     def _fetch_slices(self, source: str, window: Window | None, rows: int | None) -> list[Slice]:
         total = rows
         if total is None:
-            total = self._fetch_count(build_count(self.table, source, Slice(), window=window))
+            total = self._fetch_count(build_count(self.table, source, Slice(), window=window), window)
         if total <= self.page_rows:
             return [Slice(parts=(Part((), total, None),))]
         sort_key = self.table.sort_key
@@ -327,7 +327,7 @@ class Reader:
         counted = 0
         while counted < total:
             query = build_label_counts(self.table, source, window=window, after=after, limit=MAX_PAGE_ROWS)
-            rows = self._cells(query)
+            rows = self._cells(query, window)
             if not rows:
                 return  # rows went away since the total was taken
             for *texts, row_count in rows:
@@ -516,17 +516,28 @@ class Reader:
             )
         )
 
-    def _fetch_count(self, query: Query) -> int:
-        cells = self._cells(query)
+    def _fetch_count(self, query: Query, window: Window | None = None) -> int:
+        cells = self._cells(query, window)
         if len(cells) != 1 or cells[0][0] is None:
             raise UnexpectedAnswerError(f"{query.name}: PostHog answered a count with {len(cells)} rows.")
         return int(cells[0][0])
 
-    def _cells(self, query: Query) -> list[tuple[str | None, ...]]:
-        return self._answer(query).cells()
+    def _cells(self, query: Query, window: Window | None = None) -> list[tuple[str | None, ...]]:
+        return self._answer(query, window).cells()
 
-    def _answer(self, query: Query) -> Answer:
-        return self._client.query(query, read_answer)
+    def _answer(self, query: Query, window: Window | None = None) -> Answer:
+        """The answer; in the background where it is too heavy and its window, if any, cannot be halved.
+
+        Raises:
+            TooHeavyError: The window can be halved.
+        """
+        try:
+            return self._client.query(query, read_answer)
+        except TooHeavyError as error:
+            if window and len(halve_window(window)) > 1:
+                raise
+            logger.warning("%s: asking in the background. %s", self.table.name, error)
+            return self._client.query_async(query, read_answer)
 
 
 def _label_value(field: LabelField, text: str | None) -> date | str | int:

@@ -258,8 +258,14 @@ def _metering(budget: Budget | None) -> dict[str, bool]:
 
 
 def _load_pending(pipeline: dlt.Pipeline) -> None:
-    """Loads what a killed run has left behind, and learns what the destination knows of earlier runs."""
+    """Learns from the destination what is committed; what a killed run has left behind is read again.
+
+    dlt would load it, but a job that was killed after its copy into staging copies it there again, and a
+    package killed on its way into the load folder blocks all that follow (dlt 1.31).
+    """
     with _loading:
+        if pipeline.has_pending_data and pipeline.config.restore_from_destination:
+            pipeline.drop()
         pipeline.run()
 
 
@@ -303,6 +309,7 @@ def _beside(pipeline: dlt.Pipeline, suffix: str) -> dlt.Pipeline:
         pipelines_dir=pipeline.pipelines_dir,
         destination=type(destination)(**params | {"destination_name": destination.destination_name}),
         dataset_name=pipeline.dataset_name,
+        progress=pipeline.collector,
     )
 
 

@@ -72,9 +72,9 @@ def test_a_list_that_stays_shorter_than_its_own_count_is_an_error(project: Proje
 
 
 def test_an_answer_that_is_no_list_is_an_error(project: Project, client: Client) -> None:
-    project.faults("cohorts", {"status": 200, "body": {"detail": "maintenance"}})
+    project.faults("cohorts", *[{"status": 200, "body": {"detail": "maintenance"}}] * 8)
 
-    with pytest.raises(UnreadableAnswerError, match="without a list of results"):
+    with pytest.raises(UnreadableAnswerError, match="has no results"):
         fetch_all(client, FEW_COHORTS, project_id=project.id)
 
 

@@ -1,0 +1,163 @@
+"""A process of its own that syncs or backfills, and says which step it is in: made to be killed.
+
+It is forked from a server that has imported everything and opened nothing, since a test of fifty kills would
+else mostly import. DuckDB, sockets and threads come after the fork.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import dlt
+from dlt.common.runtime.collector_base import Collector
+
+from posthog_source import run_backfill, run_sync
+
+Step = Literal["extract", "normalize", "load", "between"]
+STEPS: tuple[Step, ...] = get_args(Step)
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.programs.sync", "duckdb", "pytest"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run.
+
+    Attributes:
+        folder: Of the DuckDB file and the working directory.
+        source: Arguments of the source.
+        rows_per_commit: As `run_sync`.
+        backfill: Further arguments of `run_backfill`; None for a sync.
+    """
+
+    folder: Path
+    source: Mapping[str, Any]
+    rows_per_commit: int
+    backfill: Mapping[str, Any] | None = None
+
+    @property
+    def warehouse(self) -> Path:
+        """The DuckDB file."""
+        return self.folder / "warehouse.duckdb"
+
+    @property
+    def working_directory(self) -> Path:
+        """Dlt's."""
+        return self.folder / "pipelines"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """That a step of the n-th commit of a process began, and when, on the monotonic clock."""
+
+    commit: int
+    step: Step
+    at_s: float
+
+
+@dataclass
+class Process:
+    """A run under way."""
+
+    job: Job
+    moments: list[Moment] = field(default_factory=list)
+    said: str = ""
+
+    def __post_init__(self) -> None:
+        self._ear, mouth = FORKS.Pipe(duplex=False)
+        self._process = FORKS.Process(target=_run, args=(self.job, mouth), daemon=True)
+        self.started_s = time.monotonic()
+        self._process.start()
+        mouth.close()
+
+    def follow_to(self, commit: int, step: Step) -> bool:
+        """Listens until a step begins; False when the run ends before."""
+        while not any((each.commit, each.step) == (commit, step) for each in self.moments):
+            if not self._hear():
+                return False
+        return True
+
+    def follow_until(self, at_s: float) -> bool:
+        """Listens until that instant of the monotonic clock; False when the run ends before."""
+        while self._ear.poll(max(0.0, at_s - time.monotonic())):
+            if not self._hear():
+                return False
+        return True
+
+    def kill(self) -> bool:
+        """SIGKILL, and hears out what it had said; whether it had not yet come to its end."""
+        self._process.kill()
+        self._hear_out()
+        return self._process.exitcode == -9
+
+    def finish(self) -> None:
+        """Waits for the end, which must be a good one."""
+        self._hear_out()
+        assert (self._process.exitcode, self.said) == (0, "done"), self.said
+
+    def _hear_out(self) -> None:
+        while self._hear():
+            pass
+        self._process.join()
+        self._ear.close()
+
+    def _hear(self) -> bool:
+        try:
+            said = self._ear.recv()
+        except (EOFError, OSError):
+            return False
+        if isinstance(said, Moment):
+            self.moments.append(said)
+        else:
+            self.said = said
+        return True
+
+
+class _Teller(Collector):
+    """Tells of a pipeline's steps as they begin; `between` is what follows a load."""
+
+    def __init__(self, mouth: Connection) -> None:
+        self._mouth = mouth
+        self._commit = 1
+
+    def update(self, *_: Any, **__: Any) -> None:
+        """Rows are not told of."""
+
+    def _start(self, step: str) -> None:
+        kind = step.split(" ", 1)[0].lower()
+        self._tell(next(each for each in STEPS if each == kind))
+
+    def _stop(self) -> None:
+        if self.step.startswith("Load "):
+            self._tell("between")
+            self._commit += 1
+
+    def _tell(self, step: Step) -> None:
+        self._mouth.send(Moment(commit=self._commit, step=step, at_s=time.monotonic()))
+
+
+def _run(job: Job, mouth: Connection) -> None:
+    try:
+        pipeline = dlt.pipeline(
+            "posthog",
+            pipelines_dir=str(job.working_directory),
+            destination=dlt.destinations.duckdb(str(job.warehouse)),
+            dataset_name="posthog_data",
+            progress=_Teller(mouth),
+        )
+        arguments = {"rows_per_commit": job.rows_per_commit, **job.source}
+        if job.backfill is None:
+            run_sync(pipeline, tables=["events"], **arguments)
+        else:
+            run_backfill(pipeline, **job.backfill, **arguments)
+    except BaseException as error:
+        mouth.send(f"{type(error).__name__}: {error}")
+        raise
+    mouth.send("done")
