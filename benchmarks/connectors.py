@@ -9,6 +9,7 @@ from typing import Any
 
 os.environ["RUNTIME__DLTHUB_TELEMETRY"] = "false"  # before dlt reads them
 os.environ["DATA_WRITER__FILE_MAX_BYTES"] = "268435456"  # as in .dlt/config.toml
+os.environ["DATA_WRITER__ROW_GROUP_SIZE"] = "10000"
 
 import dlt
 
