@@ -253,18 +253,16 @@ def test_a_sync_and_a_backfill_may_run_at_once(busy_project: Project, tmp_path: 
         timestamp=[recent - n % 4 * DAY for n in range(20)],
     )
 
+    place = Warehouse.at(tmp_path)  # dlt makes its folder
     with ThreadPoolExecutor(2) as threads:
         runs = [
             threads.submit(
-                lambda: sync(
-                    busy_project, Warehouse.at(tmp_path), rows_per_commit=5, start_date=recent - 10 * DAY
-                )
+                lambda: sync(busy_project, place, rows_per_commit=5, start_date=recent - 10 * DAY)
             ),
-            threads.submit(lambda: backfill(busy_project, Warehouse.at(tmp_path), rows_per_commit=5)),
+            threads.submit(lambda: backfill(busy_project, place, rows_per_commit=5)),
         ]
         reports = [run.result() for run in runs]
 
-    place = Warehouse.at(tmp_path)
     assert place.uuids() == sorted(old + new)
     assert [report.rows for report in reports] == [20, 20]
 
