@@ -137,7 +137,7 @@ class Client:
         self._lock = threading.Lock()
         self._usage = Usage()
         self._calls: set[_Call] = set()
-        self._has_answered = False
+        self._has_answered = threading.Event()
         self._is_cancelled = threading.Event()
         self._label = _new_label()
         self._whole: Client | None = None
@@ -402,7 +402,7 @@ class Client:
             if isinstance(error, httpx.ReadTimeout) and call.query_id:
                 self._stop_query(call.query_id)  # it would go on, next to its own repetition
             raise self._no_answer(request, error) from None
-        self._has_answered = True
+        self._has_answered.set()
         self._spend(Usage(received_bytes=response.num_bytes_downloaded))
         return response
 
@@ -635,7 +635,7 @@ class _Patience:
 
     def _tries(self, error: BaseException | None) -> int:
         tries = self.client._settings.max_attempts
-        if isinstance(error, UnreachableError) and not self.client._has_answered:
+        if isinstance(error, UnreachableError) and not self.client._has_answered.is_set():
             return min(tries, FIRST_CONTACT_TRIES)
         return tries
 

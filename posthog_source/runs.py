@@ -278,7 +278,7 @@ def _commit(
     pipeline.normalize()
     with _loading:
         if is_stopped and is_stopped.is_set():
-            raise InterruptedRunError("Stopped before the load; the next run loads it.")
+            raise InterruptedRunError("Stopped before the load; the next run reads it again.")
         pipeline.load()
     parts = [part["resource_metrics"] for load in extracted.metrics.values() for part in load]
     ours = ((name, found) for part in parts for name, found in part.items() if not name.startswith("_dlt"))

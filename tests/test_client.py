@@ -219,13 +219,16 @@ def test_a_host_that_has_answered_before_is_tried_as_long_as_any_other_fault_is(
     thread = threading.Thread(target=server.handle_request)
     thread.start()
     with client_of(project, fake_time, host=host, max_attempts=6) as client:
-        assert client.get("insights/") == {"results": []}
+        assert client.metered().get("insights/") == {"results": []}
         thread.join(timeout=20)
         server.server_close()
         with pytest.raises(UnreachableError):
             client.get("insights/")
+        assert len(fake_time.slept_s) == 5
+        with pytest.raises(UnreachableError):
+            client.metered().get("insights/")
 
-    assert len(fake_time.slept_s) == 5
+    assert len(fake_time.slept_s) == 10
 
 
 class AnswersOnce(BaseHTTPRequestHandler):
