@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from benchmarks.job import Job
-from benchmarks.programs import Emulator, replaying, run_contender, running_emulator
+from benchmarks.programs import Emulator, Project, replaying, run_contender, running_emulator
 
 START, WARM_UP_END, END = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z", "2026-01-31T00:00:00Z"
 DAYS = 30
@@ -65,6 +65,17 @@ class Bench:
         """Rows of a page; a tiny run has as many pages as a real one."""
         return TINY_PAGE_ROWS if self.is_tiny else rows
 
+    def job(self, url: str, project: Project, *, page_rows: int = 25_000) -> Job:
+        """All events of a project, without a warm-up."""
+        return Job(
+            url=url,
+            project_id=project.id,
+            api_key=project.api_key,
+            start=START,
+            end=END,
+            page_rows=self.page_rows(page_rows),
+        )
+
     @cached_property
     def emulator(self) -> Emulator:
         """With its tables on disk."""
@@ -86,14 +97,7 @@ class Bench:
         )
         self.emulator.optimize()
         url = self._stack.enter_context(replaying(self.emulator.url))
-        job = Job(
-            url=url,
-            project_id=project.id,
-            api_key=project.api_key,
-            start=START,
-            end=END,
-            page_rows=self.page_rows(25_000),
-        )
+        job = self.job(url, project)
         run_contender("connector_read", job)
         asked: list[dict[str, Any] | None] = httpx.get(f"{url}/_questions", timeout=60).json()
         queries = [query for query in asked if query and query["name"] == PAGE_QUERY]

@@ -50,14 +50,9 @@ def memory(bench: Bench) -> Result:
 def _jobs(bench: Bench, project: Project) -> Mapping[int, dict[str, tuple[str, Job]]]:
     """What to run, by the tenths of the rows that it reads."""
     warm_up_end = datetime.fromisoformat(START) + timedelta(hours=2)
-    job = Job(
-        url=bench.emulator.url,
-        project_id=project.id,
-        api_key=project.api_key,
-        start=START,
-        end=END,
+    job = replace(
+        bench.job(bench.emulator.url, project),
         warm_up_end=None if bench.is_tiny else warm_up_end.isoformat(),
-        page_rows=bench.page_rows(25_000),
     )
     size = job.rows_per_commit
     scale = job.page_rows / 25_000

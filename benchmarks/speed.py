@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from benchmarks.bench import DAYS, END, START, WARM_UP_END, Bench
-from benchmarks.job import Job, Measured
+from benchmarks.job import Measured
 from benchmarks.programs import run_contender, run_interleaved
 from benchmarks.report import Claim, Result, equal_rows, spread
 
@@ -113,15 +113,7 @@ def storm(bench: Bench) -> Result:
     """A fifth of all requests fail; nothing may change but the time."""
     project = bench.emulator.project(events=bench.size(200_000), days=DAYS, end=END)
     bench.emulator.optimize()
-    job = Job(
-        url=bench.emulator.url,
-        project_id=project.id,
-        api_key=project.api_key,
-        start=START,
-        end=END,
-        warm_up_end=WARM_UP_END,
-        page_rows=bench.page_rows(STORM_PAGE_ROWS),
-    )
+    job = replace(bench.job(bench.emulator.url, project, page_rows=STORM_PAGE_ROWS), warm_up_end=WARM_UP_END)
     weather = STORM | ({"kinds": TINY_KINDS} if bench.is_tiny else {})
     measured: dict[str, list[Measured]] = {"calm": [], "storm": []}
     counts = []

@@ -94,6 +94,11 @@ class Settings:
     rows_per_commit: int | None = None
     meter_reads: bool = False
 
+    @property
+    def is_resumed_by_dlt(self) -> bool:
+        """Whether dlt may load by itself what a killed run has left: `run_sync` reads that again instead."""
+        return self.rows_per_commit is None
+
     def __post_init__(self) -> None:
         _require(self.project_id > 0, "project_id", "a positive whole number")
         _require(1 <= self.look_ahead <= 16, "look_ahead", "from 1 to 16")

@@ -71,6 +71,11 @@ def build_resource(table: Table, generator: Callable[..., Iterator[Any]]) -> Dlt
     )
 
 
+def can_merge(caps: DestinationCapabilitiesContext) -> bool:
+    """Whether rows can be replaced: plain files name other strategies, yet can only grow (dlt.md 3.2)."""
+    return "delete-insert" in (caps.supported_merge_strategies or ())
+
+
 @contextmanager
 def metered(client: Client, settings: Settings) -> Iterator[Client]:
     """The client, whose requests become metrics of the running resource once they are done.
@@ -125,7 +130,7 @@ class Target:
     @property
     def can_merge(self) -> bool:
         """Whether rows can be replaced at all; plain files can only be added."""
-        return "delete-insert" in (self.caps.supported_merge_strategies or ())
+        return can_merge(self.caps)
 
     def write_mode(self, config: EventsSettings) -> WriteMode:
         """The chosen mode, or append where nothing else can be done, with a warning."""

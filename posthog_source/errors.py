@@ -30,7 +30,7 @@ package decides by the text of a message.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import ClassVar
@@ -249,10 +249,15 @@ def error_from_poll(status: int, headers: Mapping[str, str], body: bytes, *, whe
 
 def find_cause(error: BaseException) -> PosthogSourceError | None:
     """The error of this package behind one that dlt has wrapped around it, if there is one."""
+    return next((cause for cause in iter_causes(error) if isinstance(cause, PosthogSourceError)), None)
+
+
+def iter_causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it was raised from or while handling, and so on."""
     seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, PosthogSourceError):
+    while seen is not None:
+        yield seen
         seen = seen.__cause__ or seen.__context__
-    return seen
 
 
 def parse_retry_after(value: str | None, *, now: datetime) -> float | None:

@@ -136,14 +136,8 @@ class _Stream:
             reader.check_condition()
             if backfill is None and (change := explain_change(state.get(CHOICE), self._config.choice())):
                 logger.warning("%s", change)
-            planner = _Planner(
-                reader,
-                ledger,
-                self._settings,
-                self._config,
-                self._clock(),
-                can_replace=write_mode != "append",
-            )
+            can_replace = write_mode != "append"
+            planner = _Planner(reader, ledger, self._settings, self._config, self._clock(), can_replace)
             is_new = start == cursor.initial_value and ledger.unfinished is None
             self._backlog, late = planner.plan(backfill, is_new=is_new)
         self._backlog.position = None  # until what is taken off it is read
@@ -199,7 +193,7 @@ class _Stream:
             pages,
             disposition,
             rows=rows,
-            may_resume=self._settings.rows_per_commit is None,
+            may_resume=self._settings.is_resumed_by_dlt,
             json_columns=self._config.json_columns,
             metrics=metrics,
         )

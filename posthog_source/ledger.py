@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -75,7 +74,7 @@ class Ledger:
     @property
     def position(self) -> object:
         """A value that is the same as long as nothing has been read."""
-        return self.cursor, deepcopy(self._entry)
+        return self.cursor, self._entry
 
     @property
     def unfinished(self) -> Chunk | None:
@@ -138,12 +137,11 @@ class Ledger:
             self._state.pop(UNFINISHED, None)
             self._state.update(entry)
             return
-        kept = dict(self._state.get(BACKFILLS, {}))
-        kept[self._key] = entry
-        if not subtract(self._backfill, [_window(each) for each in entry.get(DONE, ())]):
-            del kept[self._key]  # done: the same backfill, asked for again, reads again
-        self._state.pop(BACKFILLS, None)
-        self._state.update({BACKFILLS: kept} if kept else {})
+        kept = {key: other for key, other in self._state.pop(BACKFILLS, {}).items() if key != self._key}
+        if subtract(self._backfill, [_window(each) for each in entry.get(DONE, ())]):
+            kept[self._key] = entry  # else it is done: the same backfill, asked for again, reads again
+        if kept:
+            self._state[BACKFILLS] = kept
 
 
 @dataclass

@@ -63,7 +63,7 @@ def _snapshot(client: Client, settings: Settings, table: HogqlTable, config: Tab
                 chain.from_iterable(reader.iter_pages(plan) for plan in plans),
                 lambda: target.replace(settings.project_id),
                 rows=sum(plan.rows for plan in plans),
-                may_resume=settings.rows_per_commit is None,
+                may_resume=settings.is_resumed_by_dlt,
             )
 
     return build_resource(table, snapshot)

@@ -21,7 +21,8 @@ from dlt.common.destination import Destination
 from dlt.sources import DltSource
 
 from posthog_source.config import parse_instant
-from posthog_source.errors import InterruptedRunError, SettingsError, find_cause
+from posthog_source.destination import can_merge
+from posthog_source.errors import InterruptedRunError, SettingsError, find_cause, iter_causes
 from posthog_source.prefetch import ordered_prefetch
 from posthog_source.report import Budget, Kind, RunReport, Status
 from posthog_source.source import posthog_source
@@ -67,7 +68,7 @@ def run_sync(
         dlt.pipeline.exceptions.PipelineStepFailed: See `find_cause`.
     """
     _check_destination(pipeline)
-    made = source(rows_per_commit=rows_per_commit, **_metering(budget), **settings)
+    made = source(**settings | _committing(rows_per_commit, budget))
     if unknown := set(tables) - set(made.resources):
         raise SettingsError(f"No table {', '.join(sorted(unknown))}; there are {', '.join(made.resources)}.")
     run = _Run("sync", pipeline, made.with_resources(*tables) if tables else made)
@@ -115,13 +116,8 @@ def run_backfill(
         raise SettingsError(f"parallel is {parallel}. Let at least 1 range be read at once.")
 
     def make(part: Window) -> DltSource:
-        return source(
-            start_date=part.start,
-            end_date=part.end,
-            rows_per_commit=rows_per_commit,
-            **_metering(budget),
-            **settings,
-        ).with_resources("events")
+        days = {"start_date": part.start, "end_date": part.end}
+        return source(**settings | days | _committing(rows_per_commit, budget)).with_resources("events")
 
     run = _Run("backfill", _beside(pipeline, "backfill"), make(window))
     try:
@@ -158,7 +154,7 @@ class _Run:
 
     def commit_all(self, budget: Budget) -> None:
         """Commits until nothing is left to read or the budget is spent."""
-        _load_pending(self.pipeline)
+        _recover(self.pipeline)
         source = self.source
         while True:
             self.report = self.report.with_commit(_commit(self.pipeline, source, self._is_stopped))
@@ -206,7 +202,7 @@ class _Done:
         self._key = key
         self._lock = threading.Lock()
         self.numbers: set[int] = set()
-        _load_pending(run.pipeline)
+        _recover(run.pipeline)
         self._change(lambda state: self.numbers.update(state.get(key, ())))
 
     def add(self, number: int) -> None:
@@ -253,12 +249,13 @@ def _commit_ranges(
         run.report = replace(run.report, status="budget_spent")
 
 
-def _metering(budget: Budget | None) -> dict[str, bool]:
-    """The setting that a budget needs."""
-    return {"meter_reads": True} if budget and budget.max_read_bytes is not None else {}
+def _committing(rows_per_commit: int, budget: Budget | None) -> dict[str, Any]:
+    """The source's settings that commits need, and a budget of bytes."""
+    needs_meter = budget is not None and budget.max_read_bytes is not None
+    return {"rows_per_commit": rows_per_commit} | ({"meter_reads": True} if needs_meter else {})
 
 
-def _load_pending(pipeline: dlt.Pipeline) -> None:
+def _recover(pipeline: dlt.Pipeline) -> None:
     """Learns from the destination what is committed; what a killed run has left behind is read again.
 
     dlt would load it, but a job that was killed after its copy into staging copies it there again, and a
@@ -316,7 +313,7 @@ def _beside(pipeline: dlt.Pipeline, suffix: str) -> dlt.Pipeline:
 
 def _drop_staging(pipeline: dlt.Pipeline) -> None:
     """The staging tables of a pipeline that is done, where there are any: plain files have none."""
-    if "delete-insert" not in (pipeline.destination.capabilities().supported_merge_strategies or ()):
+    if not can_merge(pipeline.destination.capabilities()):
         return
     with _loading, pipeline.sql_client() as client, client.with_staging_dataset():
         if client.has_dataset():
@@ -342,10 +339,7 @@ def _stoppable() -> Iterator[None]:
 
 def _is_stop(error: BaseException) -> bool:
     """Whether Ctrl-C or SIGTERM is behind it."""
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, KeyboardInterrupt):
-        seen = seen.__cause__ or seen.__context__
-    return seen is not None
+    return any(isinstance(cause, KeyboardInterrupt) for cause in iter_causes(error))
 
 
 def _parse_window(start: object, end: object) -> Window:

@@ -209,12 +209,13 @@ def split(whole: Slice, *, page_rows: int) -> list[Slice]:
 def split_labels(whole: Slice, *, rows: int) -> list[Slice]:
     """Cuts a slice between labels into slices of at most `rows` rows; a label that has more stays alone."""
     slices: list[Slice] = []
-    lower, held = whole.lower, list[Part]()
+    lower, held, held_rows = whole.lower, list[Part](), 0
     for part in whole.parts:
-        if held and sum(each.rows for each in held) + part.rows > rows:
+        if held and held_rows + part.rows > rows:
             slices.append(Slice(lower, Bound(part.label), tuple(held)))
-            lower, held = Bound(part.label), []
+            lower, held, held_rows = Bound(part.label), [], 0
         held.append(part)
+        held_rows += part.rows
     return [*slices, Slice(lower, whole.upper, tuple(held), whole.closes)]
 
 

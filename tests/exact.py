@@ -35,6 +35,12 @@ EVENT_FIELDS: Mapping[str, str] = {
 """The columns of the warehouse's events, as ClickHouse says them."""
 
 
+def duckdb_cells(names: Iterable[str]) -> list[str]:
+    """Columns of the warehouse's events as texts, in ClickHouse's words."""
+    micros = "strftime({} AT TIME ZONE 'UTC', '%Y-%m-%d %H:%M:%S.%f')"
+    return [micros.format(name) if name in ("timestamp", "created_at") else f"{name}::text" for name in names]
+
+
 def true_events(project: Project, where: str = "1") -> Counter[Row]:
     """What ClickHouse holds: each event once."""
     rows = project.server.sql(
@@ -46,13 +52,9 @@ def true_events(project: Project, where: str = "1") -> Counter[Row]:
 
 def loaded_events(path: Path, *, schema: str = "posthog_data", table: str = "events") -> Counter[Row]:
     """What a DuckDB file holds: each row as often as it is there."""
-    micros = "strftime({} AT TIME ZONE 'UTC', '%Y-%m-%d %H:%M:%S.%f')"
-    cells = [
-        micros.format(name) if name in ("timestamp", "created_at") else f"{name}::text"
-        for name in EVENT_FIELDS
-    ]
+    cells = ", ".join(duckdb_cells(EVENT_FIELDS))
     with duckdb.connect(str(path), read_only=True) as connection:
-        rows = connection.execute(f"SELECT {', '.join(cells)} FROM {schema}.{table}").fetchall()
+        rows = connection.execute(f"SELECT {cells} FROM {schema}.{table}").fetchall()
     return Counter(rows)
 
 

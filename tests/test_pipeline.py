@@ -23,23 +23,13 @@ from posthog_source import EventsConfig, PosthogSourceError, find_cause, posthog
 from posthog_source.catalog import EVENTS, TABLES
 from posthog_source.errors import MissingRowsError
 from tests.conftest import PLAIN_EVENTS, Project, Server, Warehouse, add_events
+from tests.exact import EVENT_FIELDS, duckdb_cells
 
 SMALL = {"persons": 100, "days": 3, "properties_bytes": 200}
-EVENT_FIELDS = {
-    "uuid": "toString(uuid)",
-    "event": "event",
-    "timestamp": "toString(timestamp)",
-    "created_at": "toString(created_at)",
-    "distinct_id": "distinct_id",
-    "person_id": "toString(person_id)",
-    "properties": "properties",
-    "elements_chain": "elements_chain",
-    "session_id": "`$session_id`",
-    "window_id": "`$window_id`",
-    "person_mode": "toString(person_mode)",
-    "group_0": "`$group_0`",
-    "group_1": "`$group_1`",
-}
+COMPARED = (
+    "uuid", "event", "timestamp", "created_at", "distinct_id", "person_id", "properties", "elements_chain",
+    "session_id", "window_id", "person_mode", "group_0", "group_1",
+)  # fmt: skip
 NO_TEXT = re.compile(r"\\ud83e(?!\\u)|\\u0000")
 ALWAYS_LOOK = EventsConfig(late_arrival_every_s=0.0)
 
@@ -61,8 +51,9 @@ def product(project: Project) -> Project:
 
 def true_events(project: Project, where: str = "1") -> dict[str, tuple[Any, ...]]:
     """What ClickHouse holds until now, by uuid, with the changes that the README names."""
+    cells = ", ".join(EVENT_FIELDS[name] for name in COMPARED)
     rows = project.server.sql(
-        f"SELECT {', '.join(EVENT_FIELDS.values())} FROM events WHERE team_id = {project.id}"
+        f"SELECT {cells} FROM events WHERE team_id = {project.id}"
         f" AND timestamp < now() AND {where} LIMIT 1 BY uuid"
     )
     return {row[0]: tuple(NO_TEXT.sub(r"\\ufffd", str(cell)) for cell in row) for row in rows}
@@ -70,12 +61,7 @@ def true_events(project: Project, where: str = "1") -> dict[str, tuple[Any, ...]
 
 def loaded_events(warehouse: Warehouse) -> dict[str, tuple[Any, ...]]:
     """What DuckDB holds, in the same words."""
-    micros = "strftime({} AT TIME ZONE 'UTC', '%Y-%m-%d %H:%M:%S.%f')"
-    cells = [
-        micros.format(name) if name in ("timestamp", "created_at") else f"{name}::text"
-        for name in EVENT_FIELDS
-    ]
-    rows = warehouse.query(f"SELECT {', '.join(cells)} FROM events")
+    rows = warehouse.query(f"SELECT {', '.join(duckdb_cells(COMPARED))} FROM events")
     assert len({row[0] for row in rows}) == len(rows)
     return {row[0]: tuple(row) for row in rows}
 
