@@ -74,6 +74,8 @@ MODIFIERS: Mapping[str, object] = {"convertToProjectTimezone": False}
 
 logger = logging.getLogger("posthog_source")
 
+Body = bytes | bytearray
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -193,7 +195,7 @@ class Client:
         """For requests that may be given up together, while the client goes on."""
         return CancelScope(self)
 
-    def query(self, query: Query, read: Callable[[bytes], T]) -> T:
+    def query(self, query: Query, read: Callable[[Body], T]) -> T:
         """Asks for live rows and returns what `read` makes of the answer.
 
         Args:
@@ -209,9 +211,9 @@ class Client:
         """
         # Anything but force_blocking may answer from the cache.
         request = self._query_request(query, refresh="force_blocking")
-        return self._ask(request, lambda response, _: read(_accept(response, request)))
+        return self._ask(request, lambda answer, _: read(_accept(answer, request)))
 
-    def query_async(self, query: Query, read: Callable[[bytes], T]) -> T:
+    def query_async(self, query: Query, read: Callable[[Body], T]) -> T:
         """As `query`, in the background, where PostHog lets a query run for minutes instead of seconds.
 
         For a query that `query` found too heavy and that cannot be made smaller. It takes a place of
@@ -226,14 +228,14 @@ class Client:
         patience = self._patience(request)
         polled_s = 0.0
 
-        def await_answer(submitted: httpx.Response, call: _Call) -> T:
+        def await_answer(submitted: _Answer, call: _Call) -> T:
             nonlocal polled_s
             _accept(submitted, request)
             poll = self._poll_request(call.query_id, query.name)
             for wait_s in poll_waits():
                 self._gate.wait(wait_s, check=patience.check)
                 polled_s += wait_s
-                answer = self._ask(poll, lambda response, _: _read_poll(response, read, poll), patience)
+                answer = self._ask(poll, lambda polled, _: _read_poll(polled, read, poll), patience)
                 if answer is not None:
                     return answer[0]
                 if polled_s >= ASYNC_DEADLINE_S:
@@ -279,12 +281,12 @@ class Client:
         path: str,
         params: Mapping[str, str] | None,
         rate: RateClass,
-        read: Callable[[bytes], dict[str, object]],
+        read: Callable[[Body], dict[str, object]],
     ) -> dict[str, object]:
         query_string = str(httpx.QueryParams(params)) if params else ""
         target = self._path(path) + (f"?{query_string}" if query_string else "")
         request = _Request("GET", target, rate)
-        return self._ask(request, lambda response, _: read(_accept(response, request)))
+        return self._ask(request, lambda answer, _: read(_accept(answer, request)))
 
     def _path(self, path: str) -> str:
         return f"/api/projects/{self._settings.project_id}/{path}"
@@ -322,7 +324,7 @@ class Client:
     def _ask(
         self,
         request: _Request,
-        receive: Callable[[httpx.Response, _Call], T],
+        receive: Callable[[_Answer, _Call], T],
         patience: _Patience | None = None,
     ) -> T:
         patience = patience or self._patience(request)
@@ -390,12 +392,12 @@ class Client:
         if self._is_cancelled.is_set() or (scope and scope.is_cancelled):
             raise InterruptedRunError("Given up before PostHog answered: interrupted, or wanted no more.")
 
-    def _send(self, request: _Request, call: _Call) -> httpx.Response:
+    def _send(self, request: _Request, call: _Call) -> _Answer:
         content = request.build(call.query_id) if request.build else None
         headers = {"Content-Type": "application/json"} if content else None
         self._spend(Usage(requests=1, queries=1 if content else 0))
         try:
-            response = self._http.request(request.method, request.target, content=content, headers=headers)
+            answer = self._receive(request, content, headers)
         except httpx.DecodingError:
             raise UnreadableAnswerError(f"PostHog's answer to {request.where} does not unpack.") from None
         except httpx.HTTPError as error:
@@ -403,8 +405,18 @@ class Client:
                 self._stop_query(call.query_id)  # it would go on, next to its own repetition
             raise self._no_answer(request, error) from None
         self._has_answered.set()
-        self._spend(Usage(received_bytes=response.num_bytes_downloaded))
-        return response
+        self._spend(Usage(received_bytes=answer.received_bytes))
+        return answer
+
+    def _receive(
+        self, request: _Request, content: bytes | None, headers: Mapping[str, str] | None
+    ) -> _Answer:
+        """The answer, whole. It grows in place: httpx would hold its pieces and their sum at once."""
+        body = bytearray()
+        with self._http.stream(request.method, request.target, content=content, headers=headers) as response:
+            for piece in response.iter_bytes():
+                body += piece
+        return _Answer(response.status_code, response.headers, body, response.num_bytes_downloaded)
 
     def _no_answer(self, request: _Request, error: httpx.HTTPError) -> ConnectionFailedError:
         is_unreachable = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
@@ -484,7 +496,7 @@ def poll_waits() -> Iterator[float]:
     return chain((1.0, 2.0, 4.0, 8.0), repeat(15.0))
 
 
-def unwrap_answer(body: bytes) -> bytes:
+def unwrap_answer(body: Body) -> Body:
     """The answer inside a finished query's status, byte for byte, as `query` would have had it.
 
     Not parsed and written again: that loses what only the reader knows to mend, such as half a surrogate
@@ -547,6 +559,23 @@ class _Request:
         if isinstance(error, TooHeavyError):
             return not self.is_heavy and error.status >= 500
         return isinstance(error, PosthogSourceError) and error.transient
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What came.
+
+    Attributes:
+        status: HTTP status.
+        headers: Names in lower case.
+        body: Unpacked.
+        received_bytes: Of the body, as they came over the wire.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytearray
+    received_bytes: int
 
 
 @dataclass(eq=False)
@@ -666,29 +695,29 @@ def _gate_of(
     return shared_gate(hashlib.sha256(owner.encode()).hexdigest(), rates, places=settings.look_ahead)
 
 
-def _accept(response: httpx.Response, request: _Request) -> bytes:
+def _accept(answer: _Answer, request: _Request) -> bytearray:
     """The body, unless the answer is a refusal."""
-    if response.status_code >= 300:
+    if answer.status >= 300:
         raise error_from_response(
-            response.status_code,
-            response.headers,
-            response.content,
+            answer.status,
+            answer.headers,
+            answer.body,
             where=request.where,
             scope=request.scope,
         )
-    return response.content
+    return answer.body
 
 
-def _read_poll(response: httpx.Response, read: Callable[[bytes], T], request: _Request) -> tuple[T] | None:
+def _read_poll(answer: _Answer, read: Callable[[Body], T], request: _Request) -> tuple[T] | None:
     """What `read` makes of a query that is done; None while it runs."""
-    if response.status_code == 202:
+    if answer.status == 202:
         return None
-    if response.status_code >= 300:
-        raise error_from_poll(response.status_code, response.headers, response.content, where=request.where)
-    return (read(unwrap_answer(response.content)),)
+    if answer.status >= 300:
+        raise error_from_poll(answer.status, answer.headers, answer.body, where=request.where)
+    return (read(unwrap_answer(answer.body)),)
 
 
-def _read_object(body: bytes) -> dict[str, object]:
+def _read_object(body: Body) -> dict[str, object]:
     try:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -698,7 +727,7 @@ def _read_object(body: bytes) -> dict[str, object]:
     return parsed
 
 
-def _read_page(body: bytes) -> dict[str, object]:
+def _read_page(body: Body) -> dict[str, object]:
     page = _read_object(body)
     if not isinstance(page.get("results"), list):
         raise UnreadableAnswerError("PostHog answered 200 to a list with an object that has no results.")
