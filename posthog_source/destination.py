@@ -20,6 +20,7 @@ from dlt.common.data_writers.escape import format_datetime_literal
 from dlt.common.destination.capabilities import DestinationCapabilitiesContext
 from dlt.common.pipeline import PipelineContext
 from dlt.common.schema.typing import TTableSchemaColumns
+from dlt.destinations.exceptions import DatabaseUndefinedRelation
 from dlt.sources import DltResource
 
 from posthog_source.arrow import schema_of
@@ -111,21 +112,30 @@ def claim_state(settings: Settings) -> dict[str, Any]:
 class Target:
     """Where the rows go, as far as that changes how they are written."""
 
-    def __init__(self, destination: str, caps: DestinationCapabilitiesContext, collector: Any) -> None:
+    def __init__(
+        self,
+        destination: str,
+        caps: DestinationCapabilitiesContext,
+        pipeline: dlt.Pipeline | None,
+        *,
+        may_resume: bool,
+    ) -> None:
         self.destination = destination
         self.caps = caps
-        self._collector = collector
+        self._pipeline = pipeline
+        self._may_resume = may_resume
 
     @classmethod
-    def current(cls) -> Target:
+    def current(cls, settings: Settings) -> Target:
         """The running pipeline's destination; a neutral one where a resource is read without a pipeline."""
         context = Container()[PipelineContext]
         pipeline = context.pipeline() if context.is_active() else None
-        if pipeline is None or pipeline.destination is None:
-            return cls("", DestinationCapabilitiesContext.generic_capabilities(), None)
+        if not isinstance(pipeline, dlt.Pipeline) or pipeline.destination is None:
+            return cls("", DestinationCapabilitiesContext.generic_capabilities(), None, may_resume=True)
         caps = pipeline.destination.capabilities()
         kind = pipeline.destination.destination_type.rsplit(".", 1)[-1]
-        return cls(kind, caps, pipeline.collector)
+        may_resume = settings.is_resumed_by_dlt or not pipeline.config.restore_from_destination
+        return cls(kind, caps, pipeline, may_resume=may_resume)
 
     @property
     def can_merge(self) -> bool:
@@ -217,24 +227,26 @@ class Target:
         disposition: Callable[[], Any],
         *,
         rows: int,
-        may_resume: bool,
         json_columns: JsonColumns = "auto",
         metrics: Mapping[str, int] | None = None,
     ) -> Iterator[Any]:
         """All pages of a reader's table, written that way.
 
-        With `may_resume`, dlt may load the rest of a killed load by itself, where a file may have been copied
-        into staging twice; then, as when the reader has seen copies, dlt sorts them out.
+        Where there is nothing to replace yet, rows are added, which takes a warehouse half the work; if the
+        load dies, the next one finds them and replaces them. Not where dlt may load the rest of a killed load
+        by itself, copying a file a second time: then, as when the reader has seen copies, rows are replaced
+        and dlt sorts copies out.
 
         The disposition is asked for again after the last page: it may name what the pages held. dlt's
         progress collector learns of `rows`, the total, before the first item starts it. Pages are counted as
         dlt resource metrics: `pages`, `rows`, `bytes` (of Arrow), beside those given.
         """
         table = reader.table
-        if self._collector is not None:
-            self._collector.update(table.name, inc=0, total=rows)
+        if self._pipeline is not None:
+            self._pipeline.collector.update(table.name, inc=0, total=rows)
         first = disposition()
-        yield self.begin(table, first, json_columns, has_copies=may_resume)
+        is_new = not self._may_resume and self._is_new(table, first)
+        yield self.begin(table, "append" if is_new else first, json_columns, has_copies=self._may_resume)
         counted = {"pages": 0, "rows": 0, "bytes": 0} | dict(metrics or {})
         for page in pages:
             counted["pages"] += 1
@@ -243,10 +255,23 @@ class Target:
             yield page
         last = disposition()
         if reader.has_copies or last != first:
-            yield self.begin(table, last, json_columns, has_copies=may_resume or reader.has_copies)
+            yield self.begin(table, last, json_columns, has_copies=self._may_resume or reader.has_copies)
         counted["copies_dropped"] = reader.copies_dropped
         counted["parts_read_again"] = reader.parts_read_again
         dlt.current.resource_metrics().update(counted)
+
+    def _is_new(self, table: Table, disposition: Any) -> bool:
+        """Whether the warehouse holds no row that the load would replace."""
+        scope = disposition.get("destination_scope") if isinstance(disposition, dict) else None
+        if scope is None or self._pipeline is None:
+            return False
+        with self._pipeline.sql_client() as client:
+            name = client.make_qualified_table_name(table.name)
+            try:
+                counted = client.execute_sql(f"SELECT count(*) FROM {name} WHERE {scope.format(table=name)}")
+            except DatabaseUndefinedRelation:
+                return True
+        return not counted or not counted[0][0]
 
 
 class _TypeHintFilter(logging.Filter):

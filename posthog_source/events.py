@@ -114,7 +114,7 @@ class _Stream:
             yield from self._iter_metered(client, cursor)
 
     def _iter_metered(self, client: Client, cursor: dlt.sources.incremental[datetime]) -> Iterator[Any]:
-        target = Target.current()
+        target = Target.current(self._settings)
         write_mode = target.write_mode(self._config)
         reader = Reader(
             client,
@@ -193,7 +193,6 @@ class _Stream:
             pages,
             disposition,
             rows=rows,
-            may_resume=self._settings.is_resumed_by_dlt,
             json_columns=self._config.json_columns,
             metrics=metrics,
         )

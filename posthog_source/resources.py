@@ -47,7 +47,7 @@ def build_resources(
 
 def _snapshot(client: Client, settings: Settings, table: HogqlTable, config: TableSettings) -> DltResource:
     def snapshot() -> Iterator[Any]:
-        target = Target.current()
+        target = Target.current(settings)
         with metered(client, settings) as own:
             reader = Reader(
                 own,
@@ -63,7 +63,6 @@ def _snapshot(client: Client, settings: Settings, table: HogqlTable, config: Tab
                 chain.from_iterable(reader.iter_pages(plan) for plan in plans),
                 lambda: target.replace(settings.project_id),
                 rows=sum(plan.rows for plan in plans),
-                may_resume=settings.is_resumed_by_dlt,
             )
 
     return build_resource(table, snapshot)
@@ -71,7 +70,7 @@ def _snapshot(client: Client, settings: Settings, table: HogqlTable, config: Tab
 
 def _listing(client: Client, settings: Settings, table: RestTable) -> DltResource:
     def listing() -> Iterator[Any]:
-        target = Target.current()
+        target = Target.current(settings)
         with metered(client, settings) as own:
             yield target.begin(table, target.replace(settings.project_id))
             rows = fetch_all(own, table, project_id=settings.project_id)
@@ -87,7 +86,7 @@ def _changes(client: Client, settings: Settings, table: RestTable) -> DltResourc
             table.cursor or "", initial_value=EPOCH
         ),
     ) -> Iterator[Any]:
-        target = Target.current()
+        target = Target.current(settings)
         claim_state(settings)
         since = cursor.start_value or EPOCH
         cursor.advance(since)  # PostHog applies the range; dlt is not to filter again

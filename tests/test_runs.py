@@ -98,6 +98,58 @@ def schemas(warehouse: Warehouse) -> set[str]:
     return {name for (name,) in found} - {"main", "information_schema", "pg_catalog"}
 
 
+def disposition(warehouse: Warehouse) -> str:
+    """How the last load of events was written."""
+    table: dict[str, Any] = dict(warehouse.pipeline.default_schema.get_table("events"))
+    return str(table["write_disposition"])
+
+
+def test_what_the_warehouse_does_not_have_yet_is_added_and_what_it_has_is_replaced(
+    project: Project, place: Warehouse
+) -> None:
+    uuids = four_days(project)
+
+    sync(project, place, end_date=END)
+    assert disposition(place) == "append"
+    assert schemas(place) == {"posthog_data"}  # nothing was staged
+
+    sync(project, place, end_date=END)
+    assert disposition(place) == "merge"
+    assert place.uuids() == uuids
+
+
+def test_rows_of_a_first_load_that_died_are_found_and_replaced(project: Project, place: Warehouse) -> None:
+    """Without its row in _dlt_loads a load has not happened, whatever it has left in the table."""
+    uuids = four_days(project)
+    sync(project, place, end_date=END)
+    place.query("DELETE FROM _dlt_loads")
+    place.query(f"DELETE FROM events WHERE timestamp < '{START + 2 * DAY}'")
+    shutil.rmtree(place.path / "pipelines")
+    again = Warehouse.at(place.path)
+
+    sync(project, again, end_date=END)
+
+    assert again.uuids() == uuids
+
+
+def test_a_first_load_that_dlt_would_resume_by_itself_is_staged(project: Project, place: Warehouse) -> None:
+    four_days(project)
+    place.pipeline.config.restore_from_destination = False  # so a killed load is not dropped
+
+    sync(project, place, end_date=END)
+
+    assert disposition(place) == "merge"
+
+
+def test_copies_in_a_first_load_are_sorted_out(project: Project, place: Warehouse) -> None:
+    uuids = four_days(project)
+    add_events(project, 1, uuid=uuids[:1], event=["sent again by another name"], timestamp=[START + DAY])
+
+    sync(project, place, end_date=END)
+
+    assert place.uuids() == uuids
+
+
 def test_the_report_adds_up_to_what_is_in_the_warehouse_and_is_kept_there(
     busy_project: Project, place: Warehouse
 ) -> None:
