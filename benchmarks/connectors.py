@@ -79,8 +79,14 @@ def connector_append(job: Job, folder: Path) -> Measured:
 
 
 def connector_window(job: Job, folder: Path) -> Measured:
-    """-> DuckDB, replacing the window."""
+    """-> DuckDB, in the default write mode."""
     return _load(_pipeline(folder), _events(job, "window"), folder)
+
+
+def connector_replaced(job: Job, folder: Path) -> Measured:
+    """The same once more, so that all rows are replaced."""
+    connector_window(job, folder)
+    return connector_window(job, folder)
 
 
 def connector_parquet(job: Job, folder: Path) -> Measured:

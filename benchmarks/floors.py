@@ -51,28 +51,33 @@ def floor_parquet(job: Job, folder: Path) -> Measured:
     return Measured(same=sums(f"read_parquet('{parquet}')"), seconds=seconds, peak_mb=peak)
 
 
-def floor_duckdb(job: Job, folder: Path, *, has_staging: bool = False) -> Measured:
+def floor_duckdb(job: Job, folder: Path) -> Measured:
     """Pages -> Arrow -> Parquet -> DuckDB."""
-    started = time.monotonic()
-    parquet = _write(job, folder)
-    before_load_mb = peak_mb()
-    with duckdb.connect(str(folder / "floor.duckdb")) as connection:
-        connection.execute(f"CREATE TABLE staging AS SELECT * FROM read_parquet('{parquet}')")
-        if has_staging:
-            connection.execute("CREATE TABLE events AS SELECT * FROM staging")
-    seconds = time.monotonic() - started
-    peak = peak_mb()
-    return Measured(
-        same=sums("staging", folder / "floor.duckdb"),
-        seconds=seconds,
-        peak_mb=peak,
-        before_load_mb=before_load_mb,
-    )
+    return _load(job, folder, "CREATE TABLE events AS SELECT * FROM read_parquet('{parquet}')")
 
 
 def floor_duckdb_staged(job: Job, folder: Path) -> Measured:
     """The same, the rows copied once more inside DuckDB, as every merge must."""
-    return floor_duckdb(job, folder, has_staging=True)
+    return _load(
+        job,
+        folder,
+        "CREATE TABLE staging AS SELECT * FROM read_parquet('{parquet}')",
+        "CREATE TABLE events AS SELECT * FROM staging",
+    )
+
+
+def floor_duckdb_replaced(job: Job, folder: Path) -> Measured:
+    """By way of a staging table into a table that has the rows already, as a merge does."""
+    floor_duckdb(job, folder)
+    return _load(
+        job,
+        folder,
+        "CREATE TABLE staging AS SELECT * FROM read_parquet('{parquet}')",
+        "BEGIN",
+        "DELETE FROM events WHERE timestamp IS NOT NULL",
+        "INSERT INTO events SELECT * FROM staging",
+        "COMMIT",
+    )
 
 
 def sums(table: str, database: Path | None = None) -> str:
@@ -106,6 +111,24 @@ def _iter_answers(job: Job, read: Callable[[bytes], Answer]) -> Iterator[Answer]
             answer = in_flight.popleft().result()
             in_flight.extend(pool.submit(fetch, query) for query in islice(queries, 1))
             yield answer
+
+
+def _load(job: Job, folder: Path, *statements: str) -> Measured:
+    """Pages -> Arrow -> Parquet -> DuckDB, which is told what to do with the file."""
+    started = time.monotonic()
+    parquet = _write(job, folder)
+    before_load_mb = peak_mb()
+    with duckdb.connect(str(folder / "floor.duckdb")) as connection:
+        for statement in statements:
+            connection.execute(statement.format(parquet=parquet))
+    seconds = time.monotonic() - started
+    peak = peak_mb()
+    return Measured(
+        same=sums("events", folder / "floor.duckdb"),
+        seconds=seconds,
+        peak_mb=peak,
+        before_load_mb=before_load_mb,
+    )
 
 
 def _write(job: Job, folder: Path) -> Path:
