@@ -24,6 +24,7 @@ from posthog_emulator.clickhouse import ClickHouse
 from posthog_emulator.control import Control
 from posthog_emulator.envelope import ApiError
 from posthog_emulator.faults import FaultMiddleware
+from posthog_emulator.group_types import GroupTypes
 from posthog_emulator.journal import JournalMiddleware
 from posthog_emulator.persons import Persons
 from posthog_emulator.query_api import QueryApi
@@ -46,6 +47,7 @@ def build_app(clickhouse: ClickHouse, state: State) -> ASGIApp:
         *Control(clickhouse, state, persons).routes(),
         *Capture(clickhouse, state, persons).routes(),
         *Rest(clickhouse, state, gate).routes(),
+        *GroupTypes(state, gate).routes(),
         *(_under_project(route, gate) for route in QueryApi(clickhouse, state).routes()),
     ]
     application = Starlette(

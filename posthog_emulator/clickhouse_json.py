@@ -23,6 +23,9 @@ def json_sql(value: str, type_name: str, depth: int = 0) -> str:
     name, inner = _split(type_name)
     if name in WRAPPERS:
         return _wrapper_sql(value, name, inner, depth)
+    if name == "SimpleAggregateFunction":
+        plain = _arguments(inner)[1]
+        return json_sql(f"CAST({value}, {_text(plain)})", plain, depth)
     if name in CONTAINERS:
         return _container_sql(value, name, inner, depth)
     if name in {"DateTime", "DateTime64"}:

@@ -1,9 +1,12 @@
 """PostHog's ClickHouse tables: its names, types, engines, partitions and sort keys.
 
 What a query reads follows from these, so they are part of the truth this emulator tells. Left out:
-replication, sharding, codecs, skip indexes and the per-project materialised properties. Facts: in
-PostHog/posthog, `posthog/models/{event,person,group,cohort}/sql.py`.
+replication, sharding, codecs, skip indexes and the per-project materialised properties. Sessions and
+recordings are in session_tables.py. Facts: in PostHog/posthog,
+`posthog/models/{event,person,group,cohort}/sql.py`.
 """
+
+from posthog_emulator.session_tables import SESSION_DDL
 
 
 def _from_properties(name: str) -> str:
@@ -13,7 +16,7 @@ def _from_properties(name: str) -> str:
 
 
 # Without numbered blocks rows can be deleted only by a mutation, which takes seconds, and waits for ever
-# while merges are stopped (generator_nasty.py). No query reads them before something is deleted.
+# while merges are stopped (generator_nasty.py). No query reads them before something is deleted or squashed.
 NUMBERED_BLOCKS = "SETTINGS enable_block_number_column = 1, enable_block_offset_column = 1"
 
 # Written at insert from `properties`, as PostHog's server does.
@@ -71,6 +74,7 @@ CREATE TABLE IF NOT EXISTS person (
     is_identified Int8,
     is_deleted Int8,
     version UInt64,
+    last_seen_at Nullable(DateTime64(3)),
     _timestamp DateTime DEFAULT now(),
     _offset UInt64
 )
@@ -94,8 +98,9 @@ ORDER BY (team_id, distinct_id)
 SETTINGS index_granularity = 512
 """
 
-PERSON_DISTINCT_ID_OVERRIDES = PERSON_DISTINCT_ID2.replace(
-    "person_distinct_id2", "person_distinct_id_overrides"
+PERSON_DISTINCT_ID_OVERRIDES = (
+    PERSON_DISTINCT_ID2.replace("person_distinct_id2", "person_distinct_id_overrides").rstrip()
+    + f", {NUMBERED_BLOCKS.removeprefix('SETTINGS ')}"
 )
 
 GROUPS = """
@@ -112,7 +117,7 @@ ENGINE = ReplacingMergeTree(_timestamp)
 ORDER BY (team_id, group_type_index, group_key)
 """
 
-COHORTPEOPLE = """
+COHORTPEOPLE = f"""
 CREATE TABLE IF NOT EXISTS cohortpeople (
     person_id UUID,
     cohort_id Int64,
@@ -122,9 +127,10 @@ CREATE TABLE IF NOT EXISTS cohortpeople (
 )
 ENGINE = CollapsingMergeTree(sign)
 ORDER BY (team_id, cohort_id, person_id, version)
+{NUMBERED_BLOCKS}
 """
 
-PERSON_STATIC_COHORT = """
+PERSON_STATIC_COHORT = f"""
 CREATE TABLE IF NOT EXISTS person_static_cohort (
     id UUID DEFAULT generateUUIDv4(),
     person_id UUID,
@@ -135,6 +141,7 @@ CREATE TABLE IF NOT EXISTS person_static_cohort (
 )
 ENGINE = ReplacingMergeTree(_timestamp)
 ORDER BY (team_id, cohort_id, person_id, id)
+{NUMBERED_BLOCKS}
 """
 
 # What HogQL shows of `query_log_archive`; `query_id` is ClickHouse's own id of the query.
@@ -178,4 +185,5 @@ DDL = (
     COHORTPEOPLE,
     PERSON_STATIC_COHORT,
     QUERY_LOG,
+    *SESSION_DDL,
 )

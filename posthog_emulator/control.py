@@ -15,14 +15,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from posthog_emulator import definitions, deletion
+from posthog_emulator import definitions, deletion, group_types
 from posthog_emulator.clickhouse import ClickHouse, ClickHouseError
+from posthog_emulator.cohorts import EDITABLE, Cohorts
 from posthog_emulator.envelope import ApiError, json_response
 from posthog_emulator.faults import UnknownFaultError, parse_faults
 from posthog_emulator.generator import Plan, generate
 from posthog_emulator.generator_nasty import LOSE_DUPLICATES
 from posthog_emulator.journal import stats
-from posthog_emulator.persons import Persons
+from posthog_emulator.persons import Persons, UnknownPersonError
+from posthog_emulator.session_tables import RECORDING_BATCHES, RECORDINGS, V2, V3
+from posthog_emulator.squash import OLDER_THAN_S, squash
 from posthog_emulator.state import Project, State, UnknownSettingError, check_timezone
 from posthog_emulator.storm import Storm, UnknownStormError
 
@@ -34,7 +37,13 @@ DATA_TABLES = (
     "groups",
     "cohortpeople",
     "person_static_cohort",
+    RECORDINGS,
 )
+# Written as the messages come, and added up by a view.
+WRITTEN_TO = {RECORDINGS: RECORDING_BATCHES}
+STATE_TABLES = (V2, V3)
+
+REMEMBERED_TABLES = ("person", "person_distinct_id2", "groups")
 
 
 class Control:
@@ -44,6 +53,7 @@ class Control:
         self._clickhouse = clickhouse
         self._state = state
         self._persons = persons
+        self._cohorts = Cohorts(clickhouse, state)
 
     def routes(self) -> list[Route]:
         """Everything under /_emulator/."""
@@ -56,7 +66,12 @@ class Control:
             ("POST", f"{project}/generate", self._generate),
             ("POST", f"{project}/rows/{{table}}", self._append_rows),
             ("POST", f"{project}/cohorts", self._append_cohorts),
+            ("POST", f"{project}/cohorts/recalculate", self._recalculate_cohorts),
+            ("POST", f"{project}/cohorts/{{cohort_id:int}}/members", self._change_members),
+            ("PATCH", f"{project}/cohorts/{{cohort_id:int}}", self._edit_cohort),
+            ("DELETE", f"{project}/cohorts/{{cohort_id:int}}", self._delete_cohort),
             ("POST", f"{project}/insights", self._append_insights),
+            ("POST", f"{project}/group_types", self._set_group_types),
             ("POST", "/_emulator/sql", self._sql),
             ("POST", "/_emulator/optimize", self._optimize),
             ("POST", f"{project}/faults", self._add_faults),
@@ -67,6 +82,8 @@ class Control:
             ("DELETE", f"{project}/storm", self._end_storm),
             ("POST", f"{project}/delete/events", self._delete_events),
             ("POST", f"{project}/delete/persons", self._delete_persons),
+            ("PATCH", f"{project}/persons", self._edit_person),
+            ("POST", f"{project}/squash", self._squash),
             ("GET", f"{project}/requests", self._requests),
             ("DELETE", f"{project}/requests", self._clear_requests),
             ("GET", f"{project}/stats", self._stats),
@@ -116,7 +133,8 @@ class Control:
             raise ApiError(400, f"No table {table!r}. There are: {', '.join(DATA_TABLES)}.")
         body = await request.body()
         rows = await run_in_threadpool(self._insert, project, table, body)
-        self._persons.forget(project)
+        if table in REMEMBERED_TABLES:
+            self._persons.forget(project)
         return json_response({"rows": rows})
 
     def _insert(self, project: Project, table: str, body: bytes) -> int:
@@ -127,7 +145,7 @@ class Control:
         if "team_id" in rows.column_names:
             rows = rows.drop_columns("team_id")
         rows = rows.append_column("team_id", pa.array([project.id] * rows.num_rows, pa.int64()))
-        self._clickhouse.insert(table, rows)
+        self._clickhouse.insert(WRITTEN_TO.get(table, table), rows)
         return int(rows.num_rows)
 
     async def _append_cohorts(self, request: Request) -> Response:
@@ -137,12 +155,43 @@ class Control:
         project.cohorts.extend(made)
         return json_response({"ids": [item["id"] for item in made]}, status=201)
 
+    async def _recalculate_cohorts(self, request: Request) -> Response:
+        project, body = self._project(request), await _json(request, {"cohort_ids"})
+        done = await run_in_threadpool(self._cohorts.recalculate, project, body.get("cohort_ids"))
+        return json_response({"cohorts": done})
+
+    async def _change_members(self, request: Request) -> Response:
+        project, body = self._project(request), await _json(request, {"add", "remove"})
+        changed = await run_in_threadpool(
+            self._cohorts.change_members,
+            project,
+            request.path_params["cohort_id"],
+            add=body.get("add", []),
+            remove=body.get("remove", []),
+        )
+        return json_response(changed)
+
+    async def _edit_cohort(self, request: Request) -> Response:
+        project, changes = self._project(request), await _json(request, EDITABLE)
+        return json_response(self._cohorts.edit(project, request.path_params["cohort_id"], changes))
+
+    async def _delete_cohort(self, request: Request) -> Response:
+        project = self._project(request)
+        return json_response(self._cohorts.delete(project, request.path_params["cohort_id"]))
+
     async def _append_insights(self, request: Request) -> Response:
         project = self._project(request)
         body = await _json(request, {"items"})
         made = [definitions.insight(self._state, item) for item in body["items"]]
         project.insights.extend(made)
         return json_response({"ids": [item["id"] for item in made]}, status=201)
+
+    async def _set_group_types(self, request: Request) -> Response:
+        project = self._project(request)
+        body = await _json(request, {"items"})
+        for item in body["items"]:
+            group_types.set_group_type(project, item)
+        return json_response({"group_types": project.group_types}, status=201)
 
     async def _sql(self, request: Request) -> Response:
         body = await _json(request, {"sql"})
@@ -159,7 +208,7 @@ class Control:
 
     async def _optimize(self, request: Request) -> Response:  # noqa: ARG002 - an endpoint
         await run_in_threadpool(self._clickhouse.execute, LOSE_DUPLICATES)
-        for table in DATA_TABLES:
+        for table in (*DATA_TABLES, *STATE_TABLES):
             await run_in_threadpool(self._clickhouse.optimize, table)
         return json_response({"tables": list(DATA_TABLES)})
 
@@ -213,6 +262,40 @@ class Control:
         )
         self._persons.forget(project)
         return json_response(deleted)
+
+    async def _edit_person(self, request: Request) -> Response:
+        """Change a person and leave no event; PostHog's own person page captures a `$set` for it."""
+        project = self._project(request)
+        body = await _json(request, {"person_id", "distinct_id", "set", "unset"})
+        to_set, unset = body.get("set", {}), body.get("unset", [])
+        if ("person_id" in body) == ("distinct_id" in body):
+            raise ApiError(400, "Say whom: either person_id or distinct_id.")
+        if not isinstance(to_set, dict) or not isinstance(unset, list):
+            raise ApiError(400, "set is an object and unset a list of names.")
+        try:
+            person = await run_in_threadpool(
+                self._persons.edit,
+                project,
+                person_id=str(body["person_id"]).lower() if "person_id" in body else None,
+                distinct_id=str(body["distinct_id"]) if "distinct_id" in body else None,
+                to_set=to_set,
+                unset=unset,
+            )
+        except UnknownPersonError as error:
+            raise ApiError(404, str(error)) from error
+        return json_response(
+            {"person_id": person.id, "version": person.version, "properties": person.properties}
+        )
+
+    async def _squash(self, request: Request) -> Response:
+        project, body = self._project(request), await _json(request, {"older_than_s"})
+        older_than_s = body.get("older_than_s", OLDER_THAN_S)
+        if isinstance(older_than_s, bool) or not isinstance(older_than_s, int | float) or older_than_s < 0:
+            raise ApiError(400, "older_than_s is a number of seconds.", attr="older_than_s")
+        done = await run_in_threadpool(
+            squash, self._clickhouse, project, now=self._state.now(), older_than_s=older_than_s
+        )
+        return json_response(done)
 
     async def _requests(self, request: Request) -> Response:
         return json_response(self._project(request).journal.entries)

@@ -36,7 +36,7 @@ def condition(body: Mapping[str, Any], column: str, ids: str) -> str:
         raise ApiError(400, f"Say which: either where, a condition in ClickHouse's SQL, or {ids}.")
     if "where" in body:
         return str(body["where"])
-    return f"{column} IN ({_uuids(body[ids])})" if body[ids] else "0"
+    return f"{column} IN ({uuids_sql(body[ids])})" if body[ids] else "0"
 
 
 def delete_events(clickhouse: ClickHouse, project: Project, where: str) -> int:
@@ -57,17 +57,19 @@ def delete_persons(
     ids = [str(row[0]) for row in _rows(clickhouse, chosen)]
     if not ids:
         return {"persons": 0, "distinct_ids": 0, "events": 0}
-    listed = _uuids(ids)
+    listed = uuids_sql(ids)
     events = delete_events(clickhouse, project, f"person_id IN ({listed})") if with_events else 0
     # posthog/models/person/util.py: 100 versions ahead, so that nothing still on its way in comes after it.
     distinct_ids = (
         f"FROM ({DISTINCT_IDS.format(team_id=project.id)}) WHERE is_deleted = 0 AND person_id IN ({listed})"
     )
     count = int(_rows(clickhouse, f"SELECT count() {distinct_ids}")[0][0])
-    clickhouse.execute(
-        "INSERT INTO person_distinct_id2 (team_id, distinct_id, person_id, is_deleted, version)"
-        f" SELECT {project.id}, distinct_id, person_id, 1, newest + {DELETED_VERSION_STEP} {distinct_ids}"
-    )
+    # An override is dead with its distinct id: posthog/models/person/sql.py, …_OVERRIDES_MV_SQL.
+    for table in ("person_distinct_id_overrides", "person_distinct_id2"):
+        clickhouse.execute(
+            f"INSERT INTO {table} (team_id, distinct_id, person_id, is_deleted, version)"
+            f" SELECT {project.id}, distinct_id, person_id, 1, newest + {DELETED_VERSION_STEP} {distinct_ids}"
+        )
     clickhouse.execute(
         "INSERT INTO person (team_id, id, created_at, properties, is_identified, is_deleted, version)"
         f" SELECT {project.id}, id, created_at, '{{}}', is_identified, 1, newest + {DELETED_VERSION_STEP}"
@@ -76,13 +78,19 @@ def delete_persons(
     return {"persons": len(ids), "distinct_ids": count, "events": events}
 
 
+def checked_uuids(values: Any) -> list[str]:
+    """Uuids as ClickHouse writes them; anything else is refused."""
+    try:
+        return [str(uuid.UUID(str(one))) for one in values]
+    except (TypeError, ValueError) as error:
+        raise ApiError(400, f"Not a list of uuids: {error}") from error
+
+
+def uuids_sql(values: Any) -> str:
+    """Uuids as the inside of an IN (…)."""
+    return ", ".join(f"'{one}'" for one in checked_uuids(values))
+
+
 def _rows(clickhouse: ClickHouse, sql: str) -> list[list[Any]]:
     rows: list[list[Any]] = orjson.loads(clickhouse.run(sql).rows_json)
     return rows
-
-
-def _uuids(values: Any) -> str:
-    try:
-        return ", ".join(f"'{uuid.UUID(str(one))}'" for one in values)
-    except (TypeError, ValueError) as error:
-        raise ApiError(400, f"Not a list of uuids: {error}") from error

@@ -18,10 +18,12 @@ import orjson
 
 from posthog_emulator import product
 from posthog_emulator.clickhouse import ClickHouse
+from posthog_emulator.cohorts import dynamic_cohort_rows, static_cohort_rows
 from posthog_emulator.envelope import ApiError
 from posthog_emulator.generator_nasty import KEEP_DUPLICATES, duplicates_sql, nasty_events, nasty_persons
+from posthog_emulator.generator_recordings import recording_rows
 from posthog_emulator.generator_rows import BUCKET_S, Buckets, RowMaker
-from posthog_emulator.persons import dynamic_cohort_rows, static_cohort_rows
+from posthog_emulator.session_tables import RECORDINGS
 from posthog_emulator.state import Project, State
 
 SHAPES = ("product", "dense", "skewed", "sparse", "bursty")
@@ -102,12 +104,14 @@ class Plan:
 def generate(clickhouse: ClickHouse, state: State, project: Project, plan: Plan) -> dict[str, Any]:
     """Make it all; says how much of what."""
     started = time.perf_counter()
-    project.group_types = project.group_types or list(GROUP_TYPES)
+    for name in () if project.group_types else GROUP_TYPES:
+        project.add_group_type(name)
     rows = plan.row_maker(project.id)
     _insert_people(clickhouse, rows)
     odd = _insert_odd_rows(clickhouse, project, plan) if plan.has_odd_rows else _Odd()
     _insert_events(clickhouse, plan, rows, plan.events - odd.events)
     duplicates = _insert_duplicates(clickhouse, project, plan) if plan.has_odd_rows else 0
+    clickhouse.execute(recording_rows(project.id, plan.start, plan.end))
     cohorts = _insert_cohorts(clickhouse, state, project, plan, rows)
     chance = random.Random(plan.seed)  # noqa: S311 - the same seed must give the same insights
     insights = product.insights(state, plan.insights, plan.start, plan.end, chance)
@@ -117,11 +121,17 @@ def generate(clickhouse: ClickHouse, state: State, project: Project, plan: Plan)
         "events": plan.events,
         "persons": plan.persons + odd.persons,
         "distinct_ids": plan.persons + plan.second_ids + odd.persons,
+        "recordings": _count_recordings(clickhouse, project),
         "cohorts": len(cohorts),
         "insights": len(insights),
         "duplicates": duplicates,
         "seconds": round(time.perf_counter() - started, 3),
     }
+
+
+def _count_recordings(clickhouse: ClickHouse, project: Project) -> int:
+    sql = f"SELECT uniqExact(session_id) FROM {RECORDINGS} WHERE team_id = {project.id}"
+    return int(orjson.loads(clickhouse.run(sql).rows_json)[0][0])
 
 
 def bucket_counts(plan: Plan, events: int) -> list[int]:

@@ -22,6 +22,8 @@ INSERT_SETTINGS = (
 _BUCKET_US = BUCKET_S * 1_000_000
 _DAY_MS = 86_400_000
 _LATE_FROM_US = 300_000_000
+_SESSIONS_PER_BUCKET = 100_000_000
+_GOES_ON_ONE_IN = 13
 
 
 @dataclass(frozen=True)
@@ -75,18 +77,21 @@ class RowMaker:
         )
 
     def group_rows(self, index: int, prefix: str) -> str:
-        """Every group of one type."""
+        """Every group of one type, last changed at some time of the plan."""
         properties = _json_object(
             [
                 _text("name", f"concat('{prefix.title()} ', toString(number))"),
                 _number("seats", f"1 + {self._hash('seats', 'number')} % 500"),
             ]
         )
+        created = f"fromUnixTimestamp64Milli(toInt64({_milliseconds(self.start)}), 'UTC')"
+        seconds = max(1, int((self.end - self.start).total_seconds()))
+        updated = f"toDateTime({created}) + {self._hash(f'{prefix} updated', 'number')} % {seconds}"
         return (
-            "INSERT INTO groups (group_type_index, group_key, created_at, team_id, group_properties)"
-            f" SELECT {index}, concat('{prefix}_', toString(number)),"
-            f" fromUnixTimestamp64Milli(toInt64({_milliseconds(self.start)}), 'UTC'), {self.team_id},"
-            f" {properties} FROM numbers({product.organizations(self.persons)})"
+            "INSERT INTO groups"
+            " (group_type_index, group_key, created_at, team_id, group_properties, _timestamp)"
+            f" SELECT {index}, concat('{prefix}_', toString(number)), {created}, {self.team_id},"
+            f" {properties}, {updated} FROM numbers({product.organizations(self.persons)})"
         )
 
     def people_in_cohort(self, rank: int, plan_name: str | None) -> str:
@@ -127,7 +132,7 @@ class RowMaker:
             "SELECT toInt64(bucket) AS b, n, moment - starts AS k,"
             f" k * {per_timestamp} + n % {per_timestamp} AS q,"
             f" intDiv({events_in_bucket} + {EVENTS_PER_SESSION - 1}, {EVENTS_PER_SESSION}) AS sessions,"
-            " toUInt64(b) * 100000000 + q % sessions AS s, intDiv(q, sessions) AS position,"
+            f" toUInt64(b) * {_SESSIONS_PER_BUCKET} + q % sessions AS s, intDiv(q, sessions) AS position,"
             f" {at_us} AS at_us"
             f" FROM ({numbers}) AS numbers ASOF INNER JOIN ({bucket_rows}) AS buckets"
             " ON numbers.always = buckets.always AND numbers.moment >= buckets.starts"
@@ -140,14 +145,26 @@ class RowMaker:
         return f"SELECT *, {who} AS p, {self._name()} AS event FROM ({placed})"
 
     def _dressed(self, peopled: str) -> str:
-        session_ms = f"intDiv({_microseconds(self.start)}, 1000) + b * {BUCKET_S * 1000}"
+        session_ms = f"intDiv({_microseconds(self.start)}, 1000) + session_bucket * {BUCKET_S * 1000}"
         organization = f"toString({self._hash('org', 'p')} % {product.organizations(self.persons)})"
         return (
             "SELECT *, fromUnixTimestamp64Micro(at_us, 'UTC') AS at,"
             f" {self._arrived()} AS arrived,"
-            f" {self._uuid7(session_ms, 'session', 's')} AS session,"
+            f" if({self._goes_on()}, b - 1, b) AS session_bucket,"
+            f" if({self._goes_on()}, s - {_SESSIONS_PER_BUCKET}, s) AS session_number,"
+            f" {self._uuid7(session_ms, 'session', 'session_number')} AS session,"
             f" concat('org_', {organization}) AS organization FROM ({peopled})"
         )
+
+    def _goes_on(self) -> str:
+        """Whether a session of the day's first hour is one of the last hour of the day before.
+
+        As on a device that stays open: whoever is there then is another person.
+        """
+        if (self.start.minute, self.start.second, self.start.microsecond) != (0, 0, 0):
+            return "0"  # then a bucket that holds midnight holds its sessions too
+        is_first_hour = f"b > 0 AND ({self.start.hour} + b) % 24 = 0"
+        return f"({is_first_hour} AND s % {_SESSIONS_PER_BUCKET} % {_GOES_ON_ONE_IN} = 0)"
 
     def _event_columns(self) -> dict[str, str]:
         person = self._person("p")

@@ -13,7 +13,7 @@ import orjson
 
 from posthog_emulator.envelope import ApiError
 from posthog_emulator.hogql.scope import Context
-from posthog_emulator.state import Project
+from posthog_emulator.state import SESSION_TABLE_VERSIONS, Project, ProjectSettings
 
 REFRESH_MODES = {
     "blocking",
@@ -68,14 +68,18 @@ class QueryRequest:
             max_rows=settings.max_rows,
             default_rows=settings.default_rows,
             offset_allowed=settings.offset_allowed,
-            hidden_columns=settings.hidden_columns,
+            hidden_columns=_hidden_columns(settings),
             hidden_tables=settings.hidden_tables,
             denied_tables=settings.denied_tables,
             query_log_delay_s=settings.query_log_delay_s,
             old_query_log=settings.old_query_log,
+            sessions_v3=self._session_version() == "v3",
             cohorts=_current_cohorts(self.project),
             values=self.values,
         )
+
+    def _session_version(self) -> str:
+        return str(self.modifiers.get("sessionTableVersion", self.project.settings.session_table_version))
 
 
 def label_prefix(project_id: int, client_query_id: str) -> str:
@@ -131,8 +135,10 @@ def _check_modifiers(modifiers: Any) -> None:
     if not isinstance(modifiers, dict):
         raise ApiError(400, "Input should be a valid dictionary", attr="query.modifiers")
     for name, value in modifiers.items():
-        is_known = (name == "convertToProjectTimezone" and (value is None or isinstance(value, bool))) or (
-            name == "personsOnEventsMode" and value in PERSON_MODES
+        is_known = (
+            (name == "convertToProjectTimezone" and (value is None or isinstance(value, bool)))
+            or (name == "personsOnEventsMode" and value in PERSON_MODES)
+            or (name == "sessionTableVersion" and value in SESSION_TABLE_VERSIONS)
         )
         if not is_known:
             raise ApiError(400, f"posthog_emulator does not emulate the modifier {name}={value!r}.")
@@ -159,6 +165,11 @@ def _cache_key(query: Mapping[str, Any], project: Project) -> str:
     }
     digest = hashlib.sha256(orjson.dumps(payload, option=orjson.OPT_SORT_KEYS)).hexdigest()
     return f"cache_{project.id}_{digest}"
+
+
+def _hidden_columns(settings: ProjectSettings) -> tuple[str, ...]:
+    last_seen = ("persons.last_seen_at", "raw_persons.last_seen_at")
+    return settings.hidden_columns + (() if settings.person_last_seen else last_seen)
 
 
 def _current_cohorts(project: Project) -> list[tuple[int, int]]:

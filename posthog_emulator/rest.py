@@ -189,7 +189,7 @@ class Rest:
         limit, offset = _limit_and_offset(request)
         page_rows = min(limit, project.settings.max_rows)
         sql = (
-            "SELECT toString(id), newest_properties, newest_created_at, toUInt8(identified)"
+            "SELECT toString(id), newest_properties, newest_created_at, toUInt8(identified), last_seen"
             f" FROM ({_newest_persons_sql(project)}) WHERE {where}"
             f" ORDER BY newest_created_at DESC, id DESC LIMIT {page_rows} OFFSET {offset}"
         )
@@ -404,7 +404,7 @@ def _insight_item(insight: dict[str, Any], project: Project, *, basic: bool) -> 
 
 
 def _person_item(row: list[Any], distinct_ids: list[str], max_distinct_ids: int | None) -> dict[str, Any]:
-    person_id, properties_text, created_at, is_identified = row
+    person_id, properties_text, created_at, is_identified, last_seen_at = row
     properties = orjson.loads(properties_text or "{}")
     name = properties.get("email") or properties.get("name") or properties.get("username")
     return {
@@ -415,7 +415,7 @@ def _person_item(row: list[Any], distinct_ids: list[str], max_distinct_ids: int 
         "properties": properties,
         "created_at": created_at,
         "is_identified": bool(is_identified),
-        "last_seen_at": None,
+        "last_seen_at": last_seen_at,
     }
 
 
@@ -423,7 +423,13 @@ def _newest_persons_sql(project: Project) -> str:
     return (
         "SELECT id, argMax(properties, version) AS newest_properties,"
         " toTimeZone(argMax(created_at, version), 'UTC') AS newest_created_at,"
-        " argMax(is_identified, version) AS identified"
+        " argMax(is_identified, version) AS identified, "
+        + (
+            "toTimeZone(argMax(last_seen_at, version), 'UTC')"
+            if project.settings.person_last_seen
+            else "NULL"
+        )
+        + " AS last_seen"
         f" FROM person WHERE team_id = {project.id} GROUP BY id HAVING argMax(is_deleted, version) = 0"
     )
 

@@ -20,6 +20,7 @@ DEFAULT_RATE_LIMITS: Mapping[str, tuple[int, int]] = {
     "default": (480, 4800),
     "clickhouse": (240, 1200),
 }
+SESSION_TABLE_VERSIONS = ("auto", "v2", "v3")
 
 
 class UnknownSettingError(ValueError):
@@ -47,7 +48,10 @@ class ProjectSettings:
     denied_tables: tuple[str, ...] = ()
     query_log_delay_s: float = 7.5
     old_query_log: bool = False
+    session_table_version: str = "auto"
+    group_types_api: bool = True
     async_status_life_s: float = 1200.0
+    person_last_seen: bool = False
     gzip: bool = True
 
     def update(self, changes: Mapping[str, Any]) -> None:
@@ -66,6 +70,10 @@ class ProjectSettings:
             return self.rate_limits | _rate_limits(value)
         if name in {"hidden_columns", "hidden_tables", "denied_tables"}:
             return tuple(str(one) for one in value)
+        if name == "session_table_version" and value not in SESSION_TABLE_VERSIONS:
+            raise UnknownSettingError(
+                f"{name} must be one of {', '.join(SESSION_TABLE_VERSIONS)}, not {value!r}."
+            )
         wanted = type(getattr(self, name))
         if wanted is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
@@ -141,6 +149,7 @@ class Project:
     cohorts: list[dict[str, Any]] = field(default_factory=list)
     insights: list[dict[str, Any]] = field(default_factory=list)
     group_types: list[str] = field(default_factory=list)
+    group_type_details: dict[str, dict[str, Any]] = field(default_factory=dict)
     faults: FaultQueue = field(default_factory=FaultQueue)
     journal: Journal = field(default_factory=Journal)
     ingested_event: bool = False
@@ -149,6 +158,12 @@ class Project:
     def zone(self) -> ZoneInfo:
         """The project's timezone."""
         return ZoneInfo(self.timezone)
+
+    def add_group_type(self, name: str) -> None:
+        """Note a kind of groups that was seen, if it is new."""
+        if name not in self.group_types:
+            self.group_types.append(name)
+            self.group_type_details[name] = {"created_at": datetime.now(UTC)}
 
 
 class State:

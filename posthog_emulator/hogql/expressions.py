@@ -169,7 +169,9 @@ class Expressions:
             return self._person_id(source)
         name = column.stored if source.table and not source.table.is_lazy else _name_in(source, column)
         source.used[name] = column
-        sql = f"{literals.identifier(source.sql_name)}.{literals.identifier(name)}"
+        sql = literals.identifier(name)
+        if source.sql_name:
+            sql = f"{literals.identifier(source.sql_name)}.{sql}"
         has_timestamp = source.is_events and column.stored == "timestamp"
         if column.kind != "datetime" or source.table is None:
             return Value(sql, column.kind, column.nullable, has_timestamp)

@@ -201,6 +201,8 @@ AGGREGATES = """
     minOrNull maxOrNull sumOrNull avgOrNull minOrDefault maxOrDefault sumOrDefault avgOrDefault 1-1
     sumForEach minForEach maxForEach sumArray minArray maxArray 1-1
     sumMap minMap maxMap 1-2
+    argMinMerge argMaxMerge uniqMerge 1-1
+    uniqExactMerge 1-+
     windowFunnel 1-99
 """
 # Where PostHog prints another name, adds arguments, or takes parameters.
@@ -235,6 +237,7 @@ SPECIAL = (
     Function("quantileIf", 2, 2, "quantileIf", aggregate=True, parameters=(1, 1)),
     Function("quantileExact", 1, 1, "quantileExact", aggregate=True, parameters=(1, 1)),
     Function("quantiles", 1, MANY, "quantiles", aggregate=True, parameters=(0, MANY)),
+    Function("uniqUpToMerge", 1, 1, "uniqUpToMerge", aggregate=True, parameters=(1, 1)),
     Function("topK", 1, 1, "topK", aggregate=True, parameters=(1, 1)),
     Function("groupArraySample", 1, 1, "groupArraySample", aggregate=True, parameters=(1, 2)),
 )

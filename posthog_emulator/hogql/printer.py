@@ -6,15 +6,17 @@ are in `expressions.py`, the subqueries of lazy tables in `lazy.py`. What is not
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from posthog_emulator.hogql.errors import HogQLError, QueryError, TableAccessDeniedError, not_emulated
-from posthog_emulator.hogql.expressions import Expressions, and_sql
+from posthog_emulator.hogql.expressions import NEGATIVE, Expressions, and_sql, or_sql
 from posthog_emulator.hogql.functions import find_function
 from posthog_emulator.hogql.hogql_text import to_hogql
 from posthog_emulator.hogql.lazy import Pushed, lazy_select, overrides_select
 from posthog_emulator.hogql.literals import identifier
 from posthog_emulator.hogql.parser import Node, parse_select
+from posthog_emulator.hogql.recordings import RECORDING_TABLES, is_recordings, recordings_select
 from posthog_emulator.hogql.schema import (
     NUMBERS,
     OLD_QUERY_LOG,
@@ -25,6 +27,15 @@ from posthog_emulator.hogql.schema import (
     find_table,
 )
 from posthog_emulator.hogql.scope import Context, Scope, Source, Value
+from posthog_emulator.hogql.session_where import BEGAN, session_bound
+from posthog_emulator.hogql.sessions import (
+    SESSION_TABLES,
+    SESSIONS_V2,
+    SESSIONS_V3,
+    began_sql,
+    is_sessions,
+    sessions_select,
+)
 
 OFFSET_REFUSED = (
     "OFFSET is not supported on queries made with a personal API key. Use keyset pagination on the "
@@ -41,6 +52,7 @@ JOINS = {
     "FULL OUTER JOIN",
     "CROSS JOIN",
 }
+STATE_TABLES = {table.name: table for table in (*SESSION_TABLES, *RECORDING_TABLES)}
 SET_OPERATORS = {"UNION ALL", "UNION DISTINCT", "INTERSECT", "EXCEPT"}
 # Everything a SELECT of the parser can hold that is printed below; anything else is refused.
 SELECT_PARTS = {
@@ -162,6 +174,7 @@ class _Printer:
         on = [self._constraint(join, scope) for join in joins]
         prewhere = self._clause(node, "prewhere", replace(scope, in_where=True))
         pushed = self._pushed(node, scope)
+        self._bound_sessions(node, scope)
         tables, guards = self._from(joins, on, scope, pushed)
         shown = _shown_aliases(nodes)
         listed = ", ".join(_with_alias(item, value, shown) for item, value in values)
@@ -284,11 +297,13 @@ class _Printer:
         return Source(join.get("alias") or name, sql_name, self._visible(known), known)
 
     def _find_table(self, name: str) -> Table:
-        table = find_table(name)
+        table = STATE_TABLES.get(name) or find_table(name)
         if name in self._context.hidden_tables:
             raise QueryError(f"Unknown table `{name}`.")
         if name in self._context.denied_tables:
             raise TableAccessDeniedError(f"You don't have access to table `{name}`.")
+        if table is SESSIONS_V2 and self._context.sessions_v3:
+            return SESSIONS_V3
         return OLD_QUERY_LOG if table is QUERY_LOG and self._context.old_query_log else table
 
     def _visible(self, table: Table) -> dict[str, Column]:
@@ -347,6 +362,11 @@ class _Printer:
         alias = f" AS {identifier(source.sql_name)}" if source.sql_name else ""
         if source.table is None:
             return f"({source.used['sql'].stored}){alias}"
+        if is_sessions(source.table):
+            team_id = self._context.team_id
+            return f"({sessions_select(source.table, source.used, team_id, source.bound)}){alias}"
+        if is_recordings(source.table):
+            return f"({recordings_select(source.table, source.used, self._context.team_id)}){alias}"
         if source.table.is_lazy:
             context = self._context
             lazy = lazy_select(source.table, source.used, context.team_id, context.cohorts, pushed)
@@ -373,6 +393,20 @@ class _Printer:
             f"ON equals({events}.distinct_id, {override}.distinct_id)"
         )
 
+    def _bound_sessions(self, node: Node, scope: Scope) -> None:
+        """Note what the condition says of when sessions began, for every use of `sessions`."""
+        conditions = [node[part] for part in ("where", "prewhere") if node.get(part) is not None]
+        for source in scope.sources:
+            if source.table is None or not is_sessions(source.table):
+                continue
+            began = Value(began_sql(source.table), "datetime", nullable=False)
+            print_part = partial(self._print_over, Scope(aliases={BEGAN: began}))
+            is_v3 = source.table is SESSIONS_V3
+            source.bound = session_bound(conditions, print_part, id_names_a_time=is_v3)
+
+    def _print_over(self, scope: Scope, node: Node) -> str:
+        return self._expressions.print(node, scope).sql
+
     def _pushed(self, node: Node, scope: Scope) -> Pushed:
         """Find what goes into the persons subquery, as PostHog does for SELECTs straight from persons."""
         first = scope.sources[0] if scope.sources else None
@@ -394,20 +428,38 @@ class _Printer:
         return Pushed(order_by=", ".join(orders), limit=None if limit is None else limit + (offset or 0) + 1)
 
     def _pushed_where(self, node: Node, scope: Scope, source: Source) -> list[str]:
-        condition = node.get("where")
-        if condition is None:
+        if node.get("where") is None:
             return []
         inner = replace(_inner_scope(scope, source, "where_optimization"), in_where=True)
-        conditions = condition["exprs"] if condition["node"] == "And" else [condition]
-        found = []
-        for item in conditions:
-            if _has_select(item):
-                continue
-            try:
-                found.append(self._expressions.print(_unaliased(item, scope), inner).sql)
-            except HogQLError:
-                continue  # it speaks of another table, so it stays outside
-        return found
+        condition = _unaliased(node["where"], scope)
+        found = self._extracted(condition, inner, is_join=len(scope.sources) > 1)
+        return [] if found in {None, "0", "1"} else [str(found)]
+
+    def _extracted(self, node: Node, scope: Scope, *, is_join: bool) -> str | None:
+        """Print what a condition says of persons alone: weaker than it, or None where it cannot be told.
+
+        Follows WhereClauseExtractor (`posthog/hogql/database/schema/util/where_clause_extractor.py`). A UNION
+        after IN is taken in too, as `persons_where_pushdown.py` does since 2026; before, PostHog cut such an
+        answer short where `properties` were asked for, since LIMIT went inside without it.
+        """
+        parts = _logical_parts(node)
+        if parts is not None:
+            operator, items = parts
+            printed = [self._extracted(item, scope, is_join=is_join) for item in items]
+            if operator == "and":
+                return and_sql([one for one in printed if one is not None])
+            if operator == "not":
+                return "1" if is_join else None if printed[0] is None else f"not({printed[0]})"
+            return None if None in printed else or_sql([str(one) for one in printed])
+        is_comparison = node["node"] == "CompareOperation"
+        if node["node"] == "ArithmeticOperation" or (is_comparison and is_join and node["op"] in NEGATIVE):
+            return "1"
+        if _has_select(node["left"] if is_comparison else node):
+            return None
+        try:
+            return self._expressions.print(node, scope).sql
+        except HogQLError:
+            return None  # it speaks of another table, so it stays outside
 
 
 def _with_ctes(node: Node, ctes: dict[str, Node]) -> dict[str, Node]:
@@ -458,10 +510,24 @@ def _unaliased(node: Any, scope: Scope) -> Any:
         return [_unaliased(item, scope) for item in node]
     if not isinstance(node, dict):
         return node
+    if node.get("node") in {"SelectQuery", "SelectSetQuery"}:
+        return node
     chain = node.get("chain") or []
     if node.get("node") == "Field" and len(chain) == 1 and chain[0] in scope.alias_nodes:
         return scope.alias_nodes[chain[0]]
     return {key: _unaliased(value, scope) for key, value in node.items()}
+
+
+def _logical_parts(node: Node) -> tuple[str, list[Node]] | None:
+    """AND, OR and NOT, as operators or as functions."""
+    kind = node["node"]
+    if kind in {"And", "Or"}:
+        return kind.lower(), node["exprs"]
+    if kind == "Not":
+        return "not", [node["expr"]]
+    if kind == "Call" and node["name"] in {"and", "or", "not"}:
+        return node["name"], node["args"]
+    return None
 
 
 def _has_select(node: Any) -> bool:

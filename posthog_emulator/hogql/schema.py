@@ -85,6 +85,7 @@ PERSON_COLUMNS = {
     "team_id": Column("team_id", "number", in_asterisk=False),
     "properties": Column("properties", "json"),
     "is_identified": Column("is_identified", "bool"),
+    "last_seen_at": Column("last_seen_at", "datetime", nullable=True),
 }
 VERSIONED = {"is_deleted": Column("is_deleted", "bool"), "version": Column("version", "number")}
 PERSONS = Table("persons", "person", PERSON_COLUMNS, is_lazy=True)

@@ -25,6 +25,7 @@ class Context:
     denied_tables: Sequence[str] = ()
     query_log_delay_s: float = 0.0
     old_query_log: bool = False
+    sessions_v3: bool = False
     cohorts: Sequence[tuple[int, int]] = ()
     values: Mapping[str, Any] = field(default_factory=dict)
 
@@ -53,6 +54,7 @@ class Source:
     table: Table | None = None
     used: dict[str, Column] = field(default_factory=dict)
     needs_overrides: bool = False
+    bound: str = ""  # of the stored rows of `sessions`, from the query's condition
 
     @property
     def is_events(self) -> bool:

@@ -76,6 +76,34 @@ def test_a_deleted_person_and_its_ids_are_gone_and_its_events_are_not(project: P
     assert delete(project, "persons", person_ids=[ann]) == {"persons": 0, "distinct_ids": 0, "events": 0}
 
 
+def test_a_deleted_person_who_comes_back_is_seen_again(project: Project) -> None:
+    for _ in range(2):
+        properties = {"$set": {"name": "ann"}}
+        project.capture({"event": "page", "distinct_id": "ann", "properties": properties})
+        ann = project.person_ids()["ann"]
+        delete(project, "persons", person_ids=[ann])
+    project.capture({"event": "page", "distinct_id": "ann", "properties": {"$set": {"back": True}}})
+    assert rows(project, "SELECT id, properties FROM persons") == [[ann, '{"back":true}']]
+    assert rows(project, "SELECT distinct_id, person_id FROM person_distinct_ids") == [["ann", ann]]
+    assert column(project, "SELECT max(version) FROM raw_persons") == [202]
+    assert column(project, "SELECT max(version) FROM raw_person_distinct_ids") == [202]
+    project.capture({"event": "page", "distinct_id": "ann", "properties": {"$set": {"back": 2}}})
+    assert column(project, "SELECT properties FROM persons") == ['{"back":2}']
+
+
+def test_a_deleted_distinct_id_overrides_nothing(project: Project) -> None:
+    for name in ("anon", "ann"):
+        project.capture({"event": "page", "distinct_id": name})
+    stored = column(project, "SELECT person_id FROM events WHERE distinct_id = 'anon'")
+    properties = {"$anon_distinct_id": "anon"}
+    project.capture({"event": "$identify", "distinct_id": "ann", "properties": properties})
+    ann = project.person_ids()["ann"]
+    merged = "SELECT DISTINCT person_id FROM events WHERE distinct_id = 'anon'"
+    assert column(project, merged) == [ann]
+    delete(project, "persons", person_ids=[ann])
+    assert column(project, merged) == stored
+
+
 def test_a_person_can_be_deleted_with_its_events(project: Project) -> None:
     for name in ("ann", "ann", "bob"):
         project.capture({"event": "page", "distinct_id": name, "properties": {"$set": {"name": name}}})

@@ -210,3 +210,31 @@ def test_insights_are_of_several_kinds_and_changed_at_different_times(project: P
 @pytest.mark.parametrize("plan", [{"shape": "round"}, {"colour": 1}, {"events": 0}])
 def test_a_plan_that_cannot_be_is_refused(server: Server, project: Project, plan: dict[str, Any]) -> None:
     assert server.http.post(f"/_emulator/projects/{project.id}/generate", json=plan).status_code == 400
+
+
+def test_sessions_have_several_events_and_some_go_on_over_midnight(project: Project) -> None:
+    generate(project, events=20_000, persons=2000, nasty=False)
+    sessions = (
+        "SELECT count() AS n, min(timestamp) AS first, max(timestamp) AS last,"
+        " uniqExact(person_id) AS people, `$session_id` AS id"
+        f" FROM events WHERE team_id = {project.id} GROUP BY id"
+    )
+    several, crossing, longest, strangers = project.server.sql(
+        "SELECT countIf(n > 3) / count(), countIf(toDate(first) != toDate(last)),"
+        " max(dateDiff('minute', first, last)), countIf(people > 1 AND toDate(first) = toDate(last))"
+        f" FROM ({sessions})"
+    )[0]
+    assert several > 0.8
+    assert 25 < crossing < 100
+    assert longest < 120
+    assert strangers == 0
+
+
+def test_a_late_event_makes_its_session_arrive_late(project: Project) -> None:
+    generate(project, late_share=0.1, late_days=5, nasty=False)
+    late = project.server.sql(
+        "SELECT countIf(arrived > last + INTERVAL 1 DAY) / count()"
+        " FROM (SELECT max(max_inserted_at) AS arrived, max(max_timestamp) AS last"
+        f" FROM raw_sessions WHERE team_id = {project.id} GROUP BY session_id_v7)"
+    )
+    assert 0.1 < late[0][0] < 0.9

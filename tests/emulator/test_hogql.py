@@ -369,7 +369,7 @@ def test_some_names_are_free_of_case_as_on_posthog(project: Project) -> None:
 
 def test_every_function_on_the_list_exists_in_clickhouse(server: Server) -> None:
     known = {row[0].lower() for row in server.sql("SELECT name FROM system.functions")}
-    combined = ("ifn", "if", "ornull", "ordefault", "foreach", "array", "map", "distinct")
+    combined = ("ifn", "if", "ornull", "ordefault", "foreach", "array", "map", "distinct", "merge")
     unknown = {
         name
         for function in FUNCTIONS.values()

@@ -4,6 +4,7 @@ import json
 import uuid
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from posthog_emulator.persons import is_illegal, person_uuid
@@ -129,6 +130,18 @@ def test_a_personless_event_makes_no_person(project: Project) -> None:
     assert project.persons("id") == []
 
 
+def overrides(project: Project) -> list[list[Any]]:
+    return project.server.sql(
+        "SELECT distinct_id, toString(person_id), version, is_deleted FROM person_distinct_id_overrides FINAL"
+        f" WHERE team_id = {project.id} ORDER BY distinct_id"
+    )
+
+
+def edit(project: Project, **body: Any) -> dict[str, Any]:
+    edited: dict[str, Any] = project.control("PATCH", "persons", **body)
+    return edited
+
+
 def test_a_personless_visitor_who_signs_up_is_overridden(project: Project) -> None:
     project.capture(event("a", "anon", **{"$process_person_profile": False}))
     project.capture(identify("ada", "anon"))
@@ -185,3 +198,178 @@ def test_generated_people_can_sign_up_and_merge(project: Project) -> None:
     assert after["user_1"] == before["user_1"] == after["brand-new-visitor"]
     assert properties_of(project, "user_2")["x"] == 1
     assert properties_of(project, "user_2")["email"].endswith("@example.com")
+
+
+def test_an_id_that_a_merge_adds_is_overridden_whatever_it_was_before(project: Project) -> None:
+    project.capture(event("a", "anon"), identify("ada", "anon"))
+    owner = person_uuid(project.id, "anon")
+    assert overrides(project) == [["ada", owner, 1, 0]]
+    project.capture(identify("grace", "unseen"))
+    assert overrides(project)[1:] == [["unseen", person_uuid(project.id, "grace"), 1, 0]]
+
+
+def test_people_made_and_merged_in_one_batch_have_versions_as_if_written_one_by_one(project: Project) -> None:
+    project.capture(event("a", "ada"), event("a", "anon"), identify("ada", "anon"))
+    people = {row[0]: row[1:] for row in project.persons("toString(id), is_deleted, version")}
+    assert people == {person_uuid(project.id, "ada"): [0, 1], person_uuid(project.id, "anon"): [1, 100]}
+
+
+def test_a_merge_keeps_the_older_birth_and_the_higher_version(project: Project) -> None:
+    old = {**event("a", "anon", **{"$set": {"n": 0}}), "timestamp": "2026-01-01T00:00:00Z"}
+    project.capture(old)
+    for n in range(1, 6):
+        project.capture(event("a", "anon", **{"$set": {"n": n}}))
+    project.capture({**event("a", "ada"), "timestamp": "2026-01-02T00:00:00Z"}, identify("ada", "anon"))
+    ada = person_uuid(project.id, "ada")
+    newest = [row for row in project.persons("toString(id), version, created_at") if row[0] == ada]
+    assert newest == [[ada, 6, "2026-01-01T00:00:00"]]
+
+
+def test_what_an_identify_sets_outweighs_both_people_it_merges(project: Project) -> None:
+    project.capture(event("a", "ada", **{"$set": {"plan": "pro", "seats": 1}}))
+    project.capture(event("a", "anon", **{"$set": {"plan": "free", "colour": "red", "first": "anon"}}))
+    merge = identify("ada", "anon", plan="team")
+    merge["properties"]["$set_once"] = {"first": "late", "since": 2026}
+    project.capture(merge)
+    assert properties_of(project, "ada") == {
+        "plan": "team",
+        "seats": 1,
+        "colour": "red",
+        "first": "anon",
+        "since": 2026,
+    }
+
+
+def test_a_first_value_may_follow_a_null(project: Project) -> None:
+    project.capture(event("a", "ada", **{"$set_once": {"source": None}}))
+    project.capture(event("a", "ada", **{"$set_once": {"source": "ads"}}))
+    assert properties_of(project, "ada") == {"source": "ads"}
+
+
+def test_one_and_true_are_different_values(project: Project) -> None:
+    for value in (1, True):
+        project.capture(event("a", "ada", **{"$set": {"x": value}}))
+    assert properties_of(project, "ada")["x"] is True
+
+
+def test_a_page_that_changes_makes_no_new_version_of_its_visitor(project: Project) -> None:
+    for page in ("/a", "/b", "/c"):
+        project.capture(event("$pageview", "ada", **{"$current_url": page, "$browser": "Firefox"}))
+    assert project.persons("version") == [[0]]
+    assert properties_of(project, "ada")["$current_url"] == "/a"
+    shown = project.events("JSONExtractString(person_properties, '$current_url')", "event = '$pageview'")
+    assert sorted(row[0] for row in shown) == ["/a", "/b", "/c"]
+    project.capture(event("a", "ada", **{"$set": {"plan": "free"}}))
+    assert properties_of(project, "ada")["$current_url"] == "/a"
+    project.capture(event("$pageview", "ada", **{"$current_url": "/d", "$set": {"plan": "pro"}}))
+    assert project.persons("version") == [[2]]
+    assert properties_of(project, "ada")["$current_url"] == "/d"
+    project.capture(event("$set", "ada", **{"$set": {"$current_url": "/e"}}))
+    assert properties_of(project, "ada")["$current_url"] == "/e"
+
+
+def test_an_exception_changes_nobody(project: Project) -> None:
+    project.capture(event("a", "ada", **{"$set": {"plan": "free"}}))
+    project.capture(event("$exception", "ada", **{"$set": {"plan": "broken"}}))
+    assert properties_of(project, "ada") == {"plan": "free"}
+
+
+@pytest.mark.parametrize("text", ["''", " anonymous", '" "'])
+def test_ids_that_only_look_illegal_are_legal(text: str) -> None:
+    assert not is_illegal(text)
+
+
+def test_a_group_that_does_not_change_keeps_its_time(project: Project) -> None:
+    written_at = pa.array([1_767_225_600], pa.timestamp("s", "UTC"))
+    project.rows(
+        "groups",
+        group_type_index=[0],
+        group_key=["acme"],
+        group_properties=['{"seats":5}'],
+        _timestamp=written_at,
+    )
+    newest = f"SELECT max(_timestamp) > 1767225600 FROM groups WHERE team_id = {project.id}"
+    for seats, is_written in ((5, 0), (6, 1)):
+        group = {"$group_type": "company", "$group_key": "acme", "$group_set": {"seats": seats}}
+        project.capture(event("$groupidentify", "ada", **group))
+        assert project.server.sql(newest) == [[is_written]]
+
+
+def test_an_edit_is_a_new_version_without_an_event(project: Project) -> None:
+    project.capture(event("a", "ada", **{"$set": {"plan": "free", "gone": 1}}))
+    edited = edit(project, distinct_id="ada", set={"plan": "pro", "seats": 3}, unset=["gone"])
+    ada = person_uuid(project.id, "ada")
+    assert edited == {"person_id": ada, "version": 1, "properties": {"plan": "pro", "seats": 3}}
+    assert properties_of(project, "ada") == {"plan": "pro", "seats": 3}
+    assert project.events("event") == [["a"]]
+    assert edit(project, person_id=ada, set={"plan": "pro"})["version"] == 1
+
+
+def test_what_comes_after_an_edit_builds_on_it(project: Project) -> None:
+    project.capture(event("a", "ada", **{"$set": {"plan": "free"}}))
+    edit(project, distinct_id="ada", set={"seats": 3})
+    project.capture(event("b", "ada", **{"$set": {"colour": "red"}}))
+    assert properties_of(project, "ada") == {"plan": "free", "seats": 3, "colour": "red"}
+    assert project.persons("version") == [[2]]
+
+
+def test_people_that_someone_else_wrote_can_be_edited(project: Project) -> None:
+    project.control("POST", "generate", events=500, persons=20, nasty=False)
+    owner = project.person_ids()["user_2"]
+    edited = edit(project, person_id=owner.upper(), set={"plan": "edited"})
+    assert edited["person_id"] == owner
+    found = properties_of(project, "user_2")
+    assert found["plan"] == "edited"
+    assert found["email"].endswith("@example.com")
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"set": {"x": 1}}, 400),
+        ({"distinct_id": "ada", "person_id": "x"}, 400),
+        ({"distinct_id": "ada", "set": []}, 400),
+        ({"distinct_id": "ada", "unset": "x"}, 400),
+        ({"distinct_id": "nobody", "set": {"x": 1}}, 404),
+        ({"person_id": str(uuid.uuid4()), "set": {"x": 1}}, 404),
+    ],
+)
+def test_an_edit_of_nobody_is_refused(project: Project, body: dict[str, Any], status: int) -> None:
+    answer = project.server.http.patch(f"/_emulator/projects/{project.id}/persons", json=body)
+    assert answer.status_code == status
+
+
+def test_people_are_remembered_right_after_rows_came_from_elsewhere(project: Project) -> None:
+    project.control("POST", "generate", events=500, persons=20, nasty=False)
+    project.capture(event("a", "user_2", **{"$set": {"x": 1}}))
+    before = project.person_ids()
+    project.rows("person", id=[str(uuid.uuid4())], properties=["{}"], version=[0])
+    project.capture(event("a", "user_2", **{"$set": {"y": 2}}))
+    assert project.person_ids() == before
+    assert {"x": 1, "y": 2}.items() <= properties_of(project, "user_2").items()
+
+
+def test_an_id_that_moved_to_another_person_stays_there(project: Project) -> None:
+    first, second = str(uuid.uuid4()), str(uuid.uuid4())
+    project.rows("person", id=[first, second], properties=['{"n":1}', '{"n":2}'], version=[0, 0])
+    project.rows(
+        "person_distinct_id2",
+        distinct_id=["ada", "moved", "moved", "grace"],
+        person_id=[first, first, second, second],
+        version=[0, 0, 1, 0],
+    )
+    project.capture(event("a", "ada", **{"$set": {"x": 1}}))
+    project.capture(event("b", "moved", **{"$set": {"x": 2}}))
+    assert project.person_ids()["moved"] == second
+    assert project.events("toString(person_id)", "event = 'b'") == [[second]]
+    assert properties_of(project, "grace") == {"n": 2, "x": 2}
+
+
+def test_a_hundred_changes_among_ten_thousand_people_are_quick(project: Project) -> None:
+    project.control("POST", "generate", events=10_000, persons=10_000, nasty=False)
+    ids = sorted(one for one in project.person_ids() if one.startswith("user_"))
+    for start in range(0, 300, 100):
+        changed = [event("$set", one, **{"$set": {"n": start}}) for one in ids[start : start + 100]]
+        project.capture(*changed)
+    seconds = sorted(entry["seconds"] for entry in project.requests() if entry["path"] == "/batch/")
+    assert seconds[0] < 0.5
