@@ -8,6 +8,7 @@ JSON under `benchmarks/results/`.
     __main__    arguments, and which scenarios there are
     speed       scenarios against the floor; look_ahead; storm
     memory      scenario memory
+    people      scenario people
     cost        scenario cost; naive: the other ways to read, by hand
     bench       what the scenarios of a run share
     programs    starts the emulator, the replaying server and the contenders

@@ -14,6 +14,7 @@ from pathlib import Path
 from benchmarks.bench import Bench
 from benchmarks.cost import cost
 from benchmarks.memory import memory
+from benchmarks.people import people
 from benchmarks.report import Result
 from benchmarks.speed import STEPS, look_ahead, step, storm
 
@@ -25,6 +26,7 @@ SCENARIOS: Mapping[str, Callable[[Bench], Result]] = {
     "storm": storm,
     "memory": memory,
     "cost": cost,
+    "people": people,
 }
 
 

@@ -15,14 +15,14 @@ import dlt
 
 from benchmarks.floors import sums
 from benchmarks.job import NO_LIMIT, Job, Measured, peak_mb
-from posthog_source import EventsConfig, posthog_source
+from posthog_source import EventsConfig, PeopleConfig, posthog_source
 from posthog_source.catalog import EVENTS
 from posthog_source.client import Client
 from posthog_source.config import build_settings
 from posthog_source.pagination import Reader
 from posthog_source.prefetch import ordered_prefetch
 from posthog_source.query import Query
-from posthog_source.runs import run_backfill
+from posthog_source.runs import run_backfill, run_sync
 from posthog_source.windows import Window
 
 DATASET = "posthog_data"
@@ -92,6 +92,37 @@ def connector_replaced(job: Job, folder: Path) -> Measured:
 def connector_parquet(job: Job, folder: Path) -> Measured:
     """-> Parquet files, through dlt's filesystem destination."""
     return _load(_pipeline(folder, is_files=True), _events(job, "append"), folder)
+
+
+def connector_persons(job: Job, folder: Path) -> Measured:
+    """A first sweep of persons -> DuckDB."""
+    return _sync(_pipeline(folder), job, "persons")
+
+
+def connector_persons_parquet(job: Job, folder: Path) -> Measured:
+    """The same -> Parquet files."""
+    return _sync(_pipeline(folder, is_files=True), job, "persons")
+
+
+def connector_person_distinct_ids(job: Job, folder: Path) -> Measured:
+    """A first sweep of distinct ids -> DuckDB."""
+    return _sync(_pipeline(folder), job, "person_distinct_ids")
+
+
+def _sync(pipeline: dlt.Pipeline, job: Job, table: str) -> Measured:
+    started = time.monotonic()
+    report = run_sync(
+        pipeline,
+        tables=[table],
+        rows_per_commit=job.rows_per_commit,
+        people=PeopleConfig(page_rows=job.page_rows),
+        look_ahead=job.look_ahead,
+        **_access(job),
+    )
+    seconds = time.monotonic() - started
+    extra = {name: int(report.tables[table][name]) for name in ("rows", "bytes")}
+    same = f"{extra['rows']} rows"
+    return Measured(same=same, seconds=seconds, peak_mb=peak_mb(), extra=extra)
 
 
 def backfill_duckdb(job: Job, folder: Path) -> Measured:

@@ -8,6 +8,7 @@ pipeline.run(posthog_source())
 """
 
 from posthog_source.errors import PosthogSourceError, find_cause
+from posthog_source.identity import create_person_view
 from posthog_source.report import Budget, RunReport
 from posthog_source.runs import run_backfill, run_sync
 from posthog_source.source import EventsConfig, PeopleConfig, posthog_source
@@ -21,6 +22,7 @@ __all__ = [
     "PosthogSourceError",
     "RunReport",
     "__version__",
+    "create_person_view",
     "find_cause",
     "posthog_source",
     "run_backfill",

@@ -89,22 +89,34 @@ def read_answer(body: bytes | bytearray) -> Answer:
         return _read_any_cells(body)
 
 
+def read_types(body: bytes | bytearray) -> list[tuple[str, str]]:
+    """Names and ClickHouse types of an answer's columns.
+
+    Raises:
+        UnreadableAnswerError: It does not have them.
+    """
+    try:
+        return [(str(name), str(kind)) for name, kind in orjson.loads(body)["types"]]
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+        raise UnreadableAnswerError(_not_an_answer(body)) from None
+
+
 def to_table(
     answer: Answer, table: Table, *, project_id: int, absent: Collection[str] = frozenset()
 ) -> pa.Table:
     """Gives an answer its table's schema.
 
     Args:
-        answer: Columns in the table's order, less `project_id` and the absent ones.
+        answer: Columns in the table's order, less those that the connector adds and the absent ones.
         table: The catalogue row.
-        project_id: Stamped on each row.
+        project_id: Stamped on each row; other added columns are null.
         absent: Names of columns that were not asked for; they are null.
 
     Raises:
         UnexpectedAnswerError: A column more or less, a cell that its type does not take, or a null where
             the table allows none.
     """
-    asked = [c for c in table.columns if c.name != "project_id" and c.name not in absent]
+    asked = [c for c in table.columns if not c.is_added and c.name not in absent]
     if len(asked) != len(answer.columns):
         raise UnexpectedAnswerError(
             f"{table.name}: PostHog answered {len(answer.columns)} columns to a question for {len(asked)}."
@@ -113,7 +125,7 @@ def to_table(
     for column, texts in zip(asked, answer.columns, strict=True):
         arrays[column.name] = _typed(texts, column, table.name)
     schema = schema_of(table)
-    for name in absent:
+    for name in set(schema.names) - set(arrays):
         arrays[name] = pa.nulls(answer.rows, schema.field(name).type)
     return pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema)
 
@@ -124,12 +136,23 @@ def items_to_table(items: Sequence[Mapping[str, object]], table: Table, *, proje
     Raises:
         UnexpectedAnswerError: As `to_table`.
     """
-    columns = [column for column in table.columns if column.name != "project_id"]
+    columns = [column for column in table.columns if not column.is_added]
     texts = tuple(
         pa.array([_item_text(item.get(column.source), column.kind) for item in items], pa.string())
         for column in columns
     )
     return to_table(Answer(texts, len(items)), table, project_id=project_id)
+
+
+def stored_to_table(rows: Sequence[Sequence[object]], table: Table) -> pa.Table:
+    """Gives rows that a warehouse has handed back their table's schema again."""
+    columns = zip(*rows, strict=True) if rows else [()] * len(table.columns)
+    schema = schema_of(table)
+    arrays = [
+        pa.array([_stored(value, column.kind) for value in values], schema.field(column.name).type)
+        for column, values in zip(table.columns, columns, strict=True)
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def drop_copies(page: pa.Table, key: Sequence[str]) -> pa.Table:
@@ -151,6 +174,15 @@ def replace_nul(page: pa.Table, table: Table) -> pa.Table:
         if column.kind == "text" and pc.any(pc.match_substring(texts, "\0")).as_py():
             mended = pc.replace_substring(texts, "\0", "\ufffd")
             page = page.set_column(index, page.schema.field(index), mended)
+    return page
+
+
+def stamp(page: pa.Table, **instants: datetime) -> pa.Table:
+    """The page with the same instant in all rows of each column named."""
+    for name, at in instants.items():
+        index = page.schema.get_field_index(name)
+        values = pa.repeat(pa.scalar(at, ARROW_TYPES["timestamp"]), page.num_rows)
+        page = page.set_column(index, page.schema.field(index), values)
     return page
 
 
@@ -295,6 +327,13 @@ def _mend(text: str) -> str:
 def _item_text(value: object, kind: Kind) -> str | None:
     """A REST member; in a `json` column, text is JSON too and keeps its quotes."""
     return orjson.dumps(value).decode() if kind == "json" and value is not None else _cell_text(value)
+
+
+def _stored(value: object, kind: Kind) -> object:
+    """JSON columns may come back as objects, uuids as such."""
+    if value is None or kind in ("timestamp", "bigint", "double", "bool"):
+        return value
+    return _item_text(value, "json") if kind == "json" and not isinstance(value, str) else str(value)
 
 
 def _cell_text(cell: object) -> str | None:

@@ -19,11 +19,23 @@ from posthog_source.windows import Axis
 Kind = Literal["text", "uuid", "timestamp", "bigint", "double", "bool", "json"]
 """A column's type: `uuid` and `json` travel as text; `json` is free-form and stays whole."""
 
-Disposition = Literal["window", "snapshot", "merge"]
-"""window: a span of time is replaced; snapshot: all rows of the project are; merge: rows by key."""
+Disposition = Literal["window", "snapshot", "merge", "sweep", "group"]
+"""window: a span of time is replaced; snapshot: all rows of the project are; merge: rows by key; sweep: the
+same, and from time to time all of them, to find those that are gone; group: all rows of what they are
+members of."""
 
 RateClass = Literal["queries", "default", "clickhouse"]
 """PostHog's limit that a request counts against (rest_api.md 2.1)."""
+
+KINDS: tuple[tuple[str, Kind], ...] = (
+    (r"String|FixedString.*|Date|Date32", "text"),
+    (r"UUID", "uuid"),
+    (r"Bool", "bool"),
+    (r"U?Int(8|16|32|64)", "bigint"),
+    (r"Float(32|64)|Decimal.*", "double"),
+    (r"DateTime.*", "timestamp"),
+)
+"""What ClickHouse's types become; all others, such as arrays and larger numbers, become JSON."""
 
 HASH_AXIS = Axis(0, 2**64)
 """`cityHash64`: any 64-bit number."""
@@ -46,6 +58,9 @@ class Column:
             value does not fit the kind.
         is_required: Never null.
         is_optional: PostHog's older servers do not know it; it is left out there, with a warning.
+        is_opt_in: Optional because a project has to ask PostHog for it: no warning where it is not there.
+        is_added: The connector writes it; PostHog is not asked for it.
+        is_composed: PostHog has a list there, or something else that is not text: its JSON is asked for.
     """
 
     name: str
@@ -55,6 +70,9 @@ class Column:
     property_name: str = ""
     is_required: bool = False
     is_optional: bool = False
+    is_opt_in: bool = False
+    is_added: bool = False
+    is_composed: bool = False
 
     @property
     def source(self) -> str:
@@ -95,7 +113,8 @@ class SortKey:
     Attributes:
         labels: Fields whose values are counted to plan.
         axis: The field that cuts a single label, if there is one.
-        is_sampled: The label has nearly as many values as rows: plan by an even sample, not by counts.
+        is_sampled: The labels have nearly as many values as rows: plan by an even sample of the last one,
+            not by counts.
     """
 
     labels: tuple[LabelField, ...] = ()
@@ -156,6 +175,16 @@ class HogqlTable(Table):
         time_column: The column that windows bound, if any.
         arrival_column: The column that says when PostHog received the row, if any.
         condition: Which rows are read; None means all.
+        version_field: Where the sources hold all versions of a row, and deleted ones with `is_deleted`: what
+            tells them apart. The newest is read.
+        keeps_deleted: Whether those versions may say `is_deleted`, so that not every newest one lives.
+        cursor: Column that grows when PostHog changes a row, by its own clock; None where there is none.
+        overlap_s: Seconds before the last sync whose changes are read again, since a row may be seen only
+            some time after its cursor says.
+        lookback_days: How many days before that a row's first label may lie and still be looked at; None
+            looks at all rows.
+        late_lookback_days: The same, once a day.
+        is_open: Servers have more columns than these, by their version; they are asked which.
     """
 
     sources: tuple[str, ...]
@@ -164,6 +193,13 @@ class HogqlTable(Table):
     time_column: str | None = None
     arrival_column: str | None = None
     condition: Condition | None = None
+    version_field: str = ""
+    keeps_deleted: bool = False
+    cursor: str | None = None
+    overlap_s: float = 0.0
+    lookback_days: int | None = None
+    late_lookback_days: int = 0
+    is_open: bool = False
 
     def without(self, names: Collection[str]) -> HogqlTable:
         """The table less those columns."""
@@ -187,6 +223,7 @@ class RestTable(Table):
         cursor: Column whose newest value bounds the next sync; None lists everything again.
         cursor_param: Query parameter that bounds it, exclusive.
         overlap_s: Seconds before the cursor that are read again.
+        is_optional: Not every PostHog serves it; where it is not found, it is left out, with a warning.
     """
 
     path: str
@@ -196,9 +233,38 @@ class RestTable(Table):
     cursor: str | None = None
     cursor_param: str = ""
     overlap_s: float = 0.0
+    is_optional: bool = False
 
 
-PROJECT_ID = Column("project_id", "bigint", "PostHog's number of the project", is_required=True)
+SESSION_FIELDS: tuple[tuple[str, Kind, str], ...] = (
+    ("num_uniq_urls", "bigint", "Different addresses visited"),
+    ("entry_current_url", "text", "First address"),
+    ("entry_pathname", "text", "Its path"),
+    ("entry_hostname", "text", "Its host"),
+    ("entry_referring_domain", "text", "Where it came from"),
+    ("end_current_url", "text", "Last address"),
+    ("end_pathname", "text", "Its path"),
+    ("end_hostname", "text", "Its host"),
+    ("last_external_click_url", "text", "Where its last click to elsewhere led"),
+    ("pageview_count", "bigint", "Pages seen"),
+    ("autocapture_count", "bigint", "Clicks and the like"),
+    ("screen_count", "bigint", "Screens seen, of an app"),
+    ("session_duration", "bigint", "Seconds from its first event to its last"),
+    ("channel_type", "text", "Kind of source, as PostHog classifies it"),
+    ("is_bounce", "bool", "One page, no click, and less than ten seconds; null without a page"),
+)
+"""What both generations of PostHog's sessions have, less the dollar sign."""
+
+PROJECT_ID = Column(
+    "project_id", "bigint", "PostHog's number of the project", is_required=True, is_added=True
+)
+SYNCED_AT = Column("synced_at", "timestamp", "When the row was last read from PostHog", is_added=True)
+DELETED_AT = Column(
+    "deleted_at",
+    "timestamp",
+    "When the row was found to be gone from PostHog; null while it is there",
+    is_added=True,
+)
 
 EVENTS = HogqlTable(
     name="events",
@@ -245,20 +311,33 @@ EVENTS = HogqlTable(
     arrival_column="created_at",
 )
 
+# Not `persons`, which hides the versions: they tell who changed, for few bytes (query_api.md 4.2).
 PERSONS = HogqlTable(
     name="persons",
-    description="One row per person as of the sync; merged-away and deleted persons are gone.",
+    description="One row per person as of now. Who was merged away or deleted has a deleted_at.",
     columns=(
         PROJECT_ID,
         Column("id", "uuid", "The person's id", is_required=True),
         Column("created_at", "timestamp", "When the person was first seen"),
         Column("is_identified", "bool", "Whether the person has been identified"),
         Column("properties", "json", "The person's properties"),
+        Column(
+            "last_seen_at",
+            "timestamp",
+            "Hour of the last event, where PostHog keeps it",
+            is_optional=True,
+            is_opt_in=True,
+        ),
+        Column("version", "bigint", "Grows with each change of the person", is_required=True),
+        SYNCED_AT,
+        DELETED_AT,
     ),
     primary_key=("project_id", "id"),
-    disposition="snapshot",
+    disposition="sweep",
     scopes=("query:read",),
-    sources=("persons",),
+    sources=("raw_persons",),
+    version_field="version",
+    keeps_deleted=True,
     sort_key=SortKey(axis=AxisField("id", "uuid")),
     page_key=("id",),
 )
@@ -270,13 +349,108 @@ PERSON_DISTINCT_IDS = HogqlTable(
         PROJECT_ID,
         Column("distinct_id", "text", "As on events", is_required=True),
         Column("person_id", "uuid", "The person it belongs to now", is_required=True),
+        SYNCED_AT,
+        DELETED_AT,
     ),
     primary_key=("project_id", "distinct_id"),
-    disposition="snapshot",
+    disposition="sweep",
     scopes=("query:read",),
     sources=("person_distinct_ids",),
     sort_key=SortKey(labels=(LabelField("distinct_id", "text"),), is_sampled=True),
     page_key=("distinct_id",),
+)
+
+# Not `groups`, which takes the newest version of everything before it looks at the time of the change.
+GROUPS = HogqlTable(
+    name="groups",
+    description="One row per group as last seen, such as a company; a group deleted in PostHog stays.",
+    columns=(
+        PROJECT_ID,
+        Column("index", "bigint", "The group's type, as in group_types", is_required=True),
+        Column("key", "text", "The group's key, as on events", is_required=True),
+        Column("created_at", "timestamp", "When the group was first seen"),
+        Column("updated_at", "timestamp", "When PostHog stored its last change", is_required=True),
+        Column("properties", "json", "The group's properties"),
+    ),
+    primary_key=("project_id", "index", "key"),
+    disposition="merge",
+    scopes=("query:read",),
+    sources=("raw_groups",),
+    version_field="updated_at",
+    # ORDER BY (team_id, group_type_index, group_key): posthog/models/group/sql.py
+    sort_key=SortKey(
+        labels=(LabelField("index", "bigint"), LabelField("key", "text")),
+        is_sampled=True,
+    ),
+    page_key=("index", "key"),
+    cursor="updated_at",
+    overlap_s=300.0,
+)
+
+SESSIONS = HogqlTable(
+    name="sessions",
+    description="One row per session as last seen; it grows as its events arrive.",
+    columns=(
+        PROJECT_ID,
+        Column("session_id", "text", "The session, as on events", is_required=True),
+        Column("distinct_id", "text", "Who was last seen in it"),
+        Column("start_timestamp", "timestamp", "Its first event", field="$start_timestamp", is_required=True),
+        Column("end_timestamp", "timestamp", "Its last event", field="$end_timestamp", is_required=True),
+        Column("max_inserted_at", "timestamp", "When PostHog stored its last event", is_required=True),
+        Column("urls", "json", "Addresses visited", field="$urls", is_composed=True),
+        *(Column(name, kind, description, field=f"${name}") for name, kind, description in SESSION_FIELDS),
+        *(
+            Column(f"entry_{name}", "text", f"Its {name} at the beginning", field=f"$entry_{name}")
+            for name in ("utm_source", "utm_medium", "utm_campaign", "utm_term", "utm_content")
+        ),
+        *(
+            Column(
+                f"entry_{name}",
+                "text",
+                f"Its {name} at the beginning",
+                field=f"$entry_{name}",
+                is_optional=True,
+            )
+            for name in ("gclid", "gad_source", "fbclid")
+        ),
+    ),
+    primary_key=("project_id", "session_id"),
+    disposition="merge",
+    scopes=("query:read",),
+    sources=("sessions",),
+    # Sorted by the time in the session's id, which no HogQL can name: PostHog derives bounds on it from those
+    # on the start, three days to either side, so that a slice reads six days more than it holds.
+    sort_key=SortKey(labels=(LabelField("$start_timestamp", "day"),), axis=AxisField("session_id", "hash")),
+    page_key=("session_id",),
+    cursor="max_inserted_at",
+    overlap_s=900.0,
+    lookback_days=3,
+    late_lookback_days=30,
+    is_open=True,
+)
+
+GROUP_TYPES = RestTable(
+    name="group_types",
+    description="One row per type of groups.",
+    columns=(
+        PROJECT_ID,
+        Column("group_type_index", "bigint", "Its number, as groups have it", is_required=True),
+        Column("group_type", "text", "Its name"),
+        Column("name_singular", "text", "What people call one"),
+        Column("name_plural", "text", "What people call several"),
+        Column("detail_dashboard", "bigint", "The dashboard that shows one"),
+        Column("default_columns", "json", "Columns of PostHog's list of them"),
+        Column("created_at", "timestamp", "When it was first seen"),
+    ),
+    primary_key=("project_id", "group_type_index"),
+    disposition="snapshot",
+    scopes=("group:read",),
+    # Only PostHog's EE builds serve it, as a bare array (rest_api.md 4.15).
+    path="groups_types/",
+    params={},
+    page_rows=100,
+    rate_class="default",
+    is_optional=True,
 )
 
 COHORT_PEOPLE = HogqlTable(
@@ -288,11 +462,37 @@ COHORT_PEOPLE = HogqlTable(
         Column("person_id", "uuid", "The member", is_required=True),
     ),
     primary_key=("project_id", "cohort_id", "person_id"),
-    disposition="snapshot",
-    scopes=("query:read",),
+    disposition="group",
+    scopes=("query:read", "cohort:read"),
     sources=("cohort_people", "static_cohort_people"),
     sort_key=SortKey(labels=(LabelField("cohort_id", "bigint"),), axis=AxisField("person_id", "uuid")),
     page_key=("cohort_id", "person_id"),
+)
+
+COHORT_HISTORY = Table(
+    name="cohort_people_history",
+    description="One row per stay of a person in a cohort.",
+    columns=(
+        PROJECT_ID,
+        Column("cohort_id", "bigint", "The cohort", is_required=True),
+        Column("person_id", "uuid", "The member", is_required=True),
+        Column(
+            "entered_at",
+            "timestamp",
+            "The calculation that first had the member, of those that were read; where PostHog tells no new "
+            "one, the sync that found it",
+            is_required=True,
+        ),
+        Column(
+            "left_at",
+            "timestamp",
+            "The calculation that first lacked the member, of those that were read; where PostHog tells no "
+            "new one, the sync that found it; null while it is in",
+        ),
+    ),
+    primary_key=("project_id", "cohort_id", "person_id", "entered_at"),
+    disposition="merge",
+    scopes=COHORT_PEOPLE.scopes,
 )
 
 COHORTS = RestTable(
@@ -367,7 +567,17 @@ INSIGHTS = RestTable(
     overlap_s=300.0,
 )
 
-TABLES: tuple[Table, ...] = (EVENTS, PERSONS, PERSON_DISTINCT_IDS, COHORTS, COHORT_PEOPLE, INSIGHTS)
+TABLES: tuple[Table, ...] = (
+    EVENTS,
+    PERSONS,
+    PERSON_DISTINCT_IDS,
+    GROUPS,
+    GROUP_TYPES,
+    SESSIONS,
+    COHORTS,
+    COHORT_PEOPLE,
+    INSIGHTS,
+)
 """Everything that can be exported, in the order in which it is."""
 
 
@@ -388,6 +598,24 @@ def events_table(config: EventsSettings) -> HogqlTable:
         table,
         columns=table.columns + _promoted(config.promote),
         condition=condition if condition != Condition(field="event") else None,
+    )
+
+
+def discovered_column(field: str, clickhouse_type: str) -> Column:
+    """A column that a server turns out to have, named as PostHog's less the dollar sign.
+
+    Args:
+        field: HogQL field.
+        clickhouse_type: Such as `Nullable(String)` or `SimpleAggregateFunction(max, DateTime64(6, 'UTC'))`.
+    """
+    plain = clickhouse_type
+    while found := re.fullmatch(
+        r"(?:Nullable|LowCardinality|SimpleAggregateFunction)\((?:\w+, )?(.*)\)", plain
+    ):
+        plain = found[1]
+    kind = next((kind for pattern, kind in KINDS if re.fullmatch(pattern, plain)), None)
+    return Column(
+        snake_case(field), kind or "json", f"PostHog's {field}", field=field, is_composed=kind is None
     )
 
 

@@ -29,6 +29,7 @@ MAX_SHOWN_CHARS = 100
 WriteMode = Literal["window", "upsert", "append"]
 JsonColumns = Literal["auto", "json", "text"]
 PersonId = Literal["ingested", "current"]
+Deletes = Literal["soft", "hard", "ignore"]
 PromotedKind = Literal["text", "double", "bigint", "bool", "timestamp"]
 
 HOGQL_PIECES = re.compile(
@@ -131,6 +132,32 @@ class TableSettings:
 
 
 TableKind = TypeVar("TableKind", bound=TableSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeopleSettings(TableSettings):
+    """What only the tables of people need.
+
+    Attributes:
+        sweep_every_days: How often all of persons and person_distinct_ids are read. In between, a sync reads
+            those whom events have touched; only a sweep finds who was deleted, or edited in PostHog itself.
+            And how often the members of a cohort are read of which PostHog tells no change. 0 reads all
+            every time.
+        deletes: What becomes of rows that are gone from PostHog: ``soft`` keeps them with a ``deleted_at``,
+            since a row may be missing because of what the key's owner may see; ``hard`` deletes them;
+            ``ignore`` leaves them as they are.
+        cohort_history: Whether to keep, in a table cohort_people_history, who entered and left which cohort
+            and when.
+    """
+
+    sweep_every_days: float = 7.0
+    deletes: Deletes = "soft"
+    cohort_history: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.sweep_every_days >= 0, "people.sweep_every_days", "0 or more")
+        _require_choice(self.deletes, Deletes, "people.deletes")
 
 
 @dataclass(frozen=True, kw_only=True)

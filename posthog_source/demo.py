@@ -44,7 +44,7 @@ Look at it:
 
 The same with your project:
   export SOURCES__POSTHOG__PROJECT_ID=12345      # the number in PostHog's address bar
-  export SOURCES__POSTHOG__API_KEY=phx_…         # scopes query:read, cohort:read, insight:read
+  export SOURCES__POSTHOG__API_KEY=phx_…         # scopes query:read, group:read, cohort:read, insight:read
   python pipelines/sync.py --destination duckdb
 """
 

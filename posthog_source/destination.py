@@ -8,8 +8,9 @@ merge in the stored schema, and a later run without its own would delete the las
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -17,16 +18,17 @@ import dlt
 import pyarrow as pa
 from dlt.common.configuration.container import Container
 from dlt.common.data_writers.escape import format_datetime_literal
+from dlt.common.destination import Destination
 from dlt.common.destination.capabilities import DestinationCapabilitiesContext
 from dlt.common.pipeline import PipelineContext
-from dlt.common.schema.typing import TTableSchemaColumns
+from dlt.common.schema.typing import TDeleteInsertStrategyDict, TTableSchemaColumns
 from dlt.destinations.exceptions import DatabaseUndefinedRelation
 from dlt.sources import DltResource
 
 from posthog_source.arrow import schema_of
-from posthog_source.catalog import TABLES, RestTable, Table
+from posthog_source.catalog import DELETED_AT, SYNCED_AT, TABLES, HogqlTable, RestTable, Table
 from posthog_source.client import Client
-from posthog_source.config import EventsSettings, JsonColumns, Settings, WriteMode
+from posthog_source.config import Deletes, EventsSettings, JsonColumns, Settings, WriteMode
 from posthog_source.errors import SettingsError
 from posthog_source.meter import fetch_read_bytes
 from posthog_source.pagination import Reader
@@ -41,11 +43,24 @@ CASELESS_DESTINATIONS = ("mssql", "synapse", "fabric", "sqlalchemy")
 NOTHING = "1 = 0"
 """A scope that deletes nothing."""
 
+MERGE: TDeleteInsertStrategyDict = {"disposition": "merge", "strategy": "delete-insert"}
+"""Rows replace those of the same key. Only for tables that never have a scope, which dlt would keep."""
+
+FETCHED_ROWS = 10_000
+"""Of the warehouse, in memory at once."""
+
 logger = logging.getLogger("posthog_source")
 
 
-def column_hints(table: Table, *, json_columns: JsonColumns, destination: str) -> TTableSchemaColumns:
-    """Dlt's column hints: descriptions, keys, and JSON where the destination takes it."""
+def column_hints(
+    table: Table,
+    *,
+    json_columns: JsonColumns,
+    destination: str,
+    merges: bool = True,
+    deletes: Deletes = "soft",
+) -> TTableSchemaColumns:
+    """Dlt's column hints: descriptions, keys, JSON where the destination takes it, and what deletes a row."""
     is_json = json_columns == "json" or (json_columns == "auto" and destination in JSON_DESTINATIONS)
     hints: TTableSchemaColumns = {}
     for column in table.columns:
@@ -58,6 +73,11 @@ def column_hints(table: Table, *, json_columns: JsonColumns, destination: str) -
             hints[column.name]["data_type"] = "json"
         if isinstance(table, RestTable) and column.name == table.cursor:
             hints[column.name]["dedup_sort"] = "desc"
+        is_cursor = isinstance(table, HogqlTable) and column.name == table.cursor
+        if (column == SYNCED_AT or is_cursor) and merges:
+            hints[column.name]["dedup_sort"] = "desc"
+        if column == DELETED_AT:
+            hints[column.name]["hard_delete"] = deletes == "hard"  # said either way: dlt keeps an old True
     return hints
 
 
@@ -70,6 +90,17 @@ def build_resource(table: Table, generator: Callable[..., Iterator[Any]]) -> Dlt
         primary_key=table.primary_key,
         schema_contract={"data_type": "freeze"},
     )
+
+
+def destination_of(pipeline: dlt.Pipeline) -> Destination[Any, Any]:
+    """A pipeline's destination.
+
+    Raises:
+        SettingsError: It has none.
+    """
+    if pipeline.destination is None:
+        raise SettingsError("The pipeline has no destination. Give it one: dlt.pipeline(destination=…).")
+    return pipeline.destination
 
 
 def can_merge(caps: DestinationCapabilitiesContext) -> bool:
@@ -174,10 +205,8 @@ class Target:
 
     def in_window(self, column: str, window: Window) -> str:
         """SQL condition of the rows in a window."""
-        own = self.caps.format_datetime_literal
-        literal = format_datetime_literal if own is None else own
         name = self._column(column)
-        return f"{name} >= {literal(window.start, 6)} AND {name} < {literal(window.end, 6)}"
+        return f"{name} >= {self._instant(window.start)} AND {name} < {self._instant(window.end)}"
 
     @property
     def tells_case(self) -> bool:
@@ -190,9 +219,25 @@ class Target:
         texts = ", ".join(str(literal(name)) for name in names).replace("{", "{{").replace("}", "}}")
         return f"{self._column(column)} IN ({texts})"
 
+    def is_number(self, column: str, numbers: Iterable[int]) -> str:
+        """SQL condition of the rows with one of those numbers, of which there is one at least."""
+        return f"{self._column(column)} IN ({', '.join(str(int(number)) for number in numbers)})"
+
+    def is_before(self, column: str, at: datetime) -> str:
+        """SQL condition of the rows whose time is earlier."""
+        return f"{self._column(column)} < {self._instant(at)}"
+
+    def is_null(self, column: str) -> str:
+        """SQL condition of the rows that have no value there."""
+        return f"{self._column(column)} IS NULL"
+
     def is_one_of(self, column: str, uuids: Iterable[str]) -> str:
         """SQL condition of the rows with those uuids, which are checked to be such."""
         return f"{self._column(column)} IN ({', '.join(repr(str(UUID(uuid))) for uuid in uuids)})"
+
+    def _instant(self, at: datetime) -> str:
+        own = self.caps.format_datetime_literal
+        return str((format_datetime_literal if own is None else own)(at, 6))
 
     def _column(self, name: str) -> str:
         return "{table}." + self.caps.escape_identifier(self.caps.casefold_identifier(name))
@@ -204,6 +249,7 @@ class Target:
         json_columns: JsonColumns = "auto",
         *,
         has_copies: bool = True,
+        deletes: Deletes = "soft",
     ) -> Any:
         """An item of no rows, all types, and how the load is written.
 
@@ -212,7 +258,13 @@ class Target:
         """
         hints = dlt.mark.make_hints(
             write_disposition=disposition,
-            columns=column_hints(table, json_columns=json_columns, destination=self.destination),
+            columns=column_hints(
+                table,
+                json_columns=json_columns,
+                destination=self.destination,
+                merges=disposition not in ("append", "replace"),
+                deletes=deletes,
+            ),
             additional_table_hints={
                 "description": table.description,
                 "x-stage-data-deduplicated": not has_copies,
@@ -245,33 +297,103 @@ class Target:
         if self._pipeline is not None:
             self._pipeline.collector.update(table.name, inc=0, total=rows)
         first = disposition()
-        is_new = not self._may_resume and self._is_new(table, first)
+        scope = first.get("destination_scope") if isinstance(first, dict) else None
+        is_new = bool(scope) and self.is_new(table, str(scope))
         yield self.begin(table, "append" if is_new else first, json_columns, has_copies=self._may_resume)
-        counted = {"pages": 0, "rows": 0, "bytes": 0} | dict(metrics or {})
-        for page in pages:
-            counted["pages"] += 1
-            counted["rows"] += page.num_rows
-            counted["bytes"] += page.nbytes
-            yield page
+        counted = dict(metrics or {})
+        yield from _count(pages, counted)
         last = disposition()
         if reader.has_copies or last != first:
             yield self.begin(table, last, json_columns, has_copies=self._may_resume or reader.has_copies)
-        counted["copies_dropped"] = reader.copies_dropped
-        counted["parts_read_again"] = reader.parts_read_again
-        dlt.current.resource_metrics().update(counted)
+        _tell(reader, counted)
 
-    def _is_new(self, table: Table, disposition: Any) -> bool:
-        """Whether the warehouse holds no row that the load would replace."""
-        scope = disposition.get("destination_scope") if isinstance(disposition, dict) else None
-        if scope is None or self._pipeline is None:
+    def merge(
+        self,
+        reader: Reader,
+        pages: Iterable[pa.Table],
+        *,
+        project_id: int,
+        rows: int,
+        deletes: Deletes = "soft",
+        metrics: Mapping[str, int] | None = None,
+        may_repeat: bool = False,
+    ) -> Iterator[Any]:
+        """Pages of rows that replace those of the same key, whose `deleted_at` says which are gone.
+
+        Args:
+            reader: Of their table.
+            pages: Each row once, or else dlt takes the one synced last.
+            project_id: Where the warehouse has no row of it yet, rows are added, as in `load`.
+            rows: For dlt's progress collector.
+            deletes: What becomes of rows that are gone.
+            metrics: Beside those that `load` counts.
+            may_repeat: Whether a row may come twice although no part is read again, so that dlt has to look.
+        """
+        if self._pipeline is not None:
+            self._pipeline.collector.update(reader.table.name, inc=0, total=rows)
+        is_new = not may_repeat and self.is_new(reader.table, self.is_project(project_id))
+        yield self.begin(reader.table, "append" if is_new else MERGE, deletes=deletes)
+        counted = dict(metrics or {})
+        yield from _count(pages, counted)
+        if is_new and reader.has_copies:
+            yield self.begin(reader.table, MERGE, deletes=deletes)
+        _tell(reader, counted)
+
+    def merge_beside(self, table: Table, pages: Iterable[pa.Table]) -> Iterator[Any]:
+        """Rows of a second table of the running resource, which replace those of the same key."""
+        hints = dlt.mark.make_hints(
+            table_name=table.name,
+            write_disposition=MERGE,
+            primary_key=table.primary_key,
+            columns=column_hints(table, json_columns="auto", destination=self.destination),
+            additional_table_hints={"description": table.description},
+        )
+        yield dlt.mark.with_hints(schema_of(table).empty_table(), hints, create_table_variant=True)
+        for page in pages:
+            yield dlt.mark.with_table_name(page, table.name)
+
+    def is_new(self, table: Table, scope: str) -> bool:
+        """Whether there is nothing yet that a load would replace, nor dlt may resume the load by itself."""
+        if self._may_resume:
             return False
+        return not any(row_count for ((row_count,),) in self._select("count(*)", table, scope))
+
+    def iter_stored(
+        self, table: Table, names: Sequence[str], where: str
+    ) -> Iterator[Sequence[Sequence[Any]]]:
+        """What the warehouse holds under an SQL condition, some rows at a time: cells of those columns."""
+        cells = [self.caps.escape_identifier(self.caps.casefold_identifier(name)) for name in names]
+        return self._select(", ".join(cells), table, where)
+
+    def _select(self, cells: str, table: Table, where: str) -> Iterator[Sequence[Sequence[Any]]]:
+        if self._pipeline is None:
+            return
         with self._pipeline.sql_client() as client:
             name = client.make_qualified_table_name(table.name)
             try:
-                counted = client.execute_sql(f"SELECT count(*) FROM {name} WHERE {scope.format(table=name)}")
+                with client.execute_query(
+                    f"SELECT {cells} FROM {name} WHERE {where.format(table=name)}"
+                ) as found:
+                    while rows := found.fetchmany(FETCHED_ROWS):
+                        yield rows
             except DatabaseUndefinedRelation:
-                return True
-        return not counted or not counted[0][0]
+                return
+
+
+def _count(pages: Iterable[pa.Table], counted: dict[str, int]) -> Iterator[pa.Table]:
+    """The pages, counted as they pass."""
+    counted |= {"pages": 0, "rows": 0, "bytes": 0}
+    for page in pages:
+        counted["pages"] += 1
+        counted["rows"] += page.num_rows
+        counted["bytes"] += page.nbytes
+        yield page
+
+
+def _tell(reader: Reader, counted: dict[str, int]) -> None:
+    """The counts, and what the reader has met, as metrics of the running resource."""
+    met = {"copies_dropped": reader.copies_dropped, "parts_read_again": reader.parts_read_again}
+    dlt.current.resource_metrics().update(counted | met)
 
 
 class _TypeHintFilter(logging.Filter):

@@ -26,6 +26,7 @@ from posthog_source.errors import SettingsError
 from posthog_source.ledger import Backlog, Chunk, Ledger
 from posthog_source.pagination import Reader
 from posthog_source.query import Late
+from posthog_source.sweeps import LateLook, remember_late
 from posthog_source.windows import Window, clip, join, pack_days, windows_of_days
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -63,6 +64,11 @@ class LateArrivals:
     window: Window
     rows: tuple[pa.Table, ...] = ()
     days: tuple[Window, ...] = ()
+
+    def as_look(self) -> LateLook:
+        """For the tables of people: who did it."""
+        names = [name for page in self.rows for name in pc.unique(page.column("distinct_id")).to_pylist()]
+        return LateLook(self.days, tuple(sorted(set(names))))
 
     @property
     def row_count(self) -> int:
@@ -146,6 +152,8 @@ class _Stream:
         # Only now: a generator that is closed early has not read its chunks.
         for chunk in chunks:
             ledger.record(chunk)
+        if late and (late.rows or late.days):
+            remember_late(dlt.current.source_state(), late.as_look())
         if backfill is None:
             state[CHOICE] = self._config.choice()
             ledger.remember(self._backlog)
@@ -296,7 +304,7 @@ class _Planner:
         logger.info("events: %d arrived late since %s, on %d days", rows, late.since.isoformat(), len(counts))
         if rows > MAX_LATE_ROWS:
             return LateArrivals(before, days=tuple(clip(day, before) for day in windows_of_days(counts)))
-        pages = self.reader.iter_pages(self.reader.plan_arrivals(before, late, rows=rows)) if rows else ()
+        pages = self.reader.iter_pages(self.reader.plan_among(late, rows=rows, window=before)) if rows else ()
         return LateArrivals(before, rows=tuple(pages))
 
     def _backlog(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 
@@ -23,10 +23,11 @@ from posthog_source.arrow import (
     last_row,
     parse_instant,
     read_answer,
+    read_types,
     replace_nul,
     to_table,
 )
-from posthog_source.catalog import Column, HogqlTable, LabelField
+from posthog_source.catalog import Column, HogqlTable, LabelField, discovered_column
 from posthog_source.client import Client
 from posthog_source.config import MAX_PAGE_ROWS
 from posthog_source.errors import (
@@ -39,9 +40,11 @@ from posthog_source.errors import (
 )
 from posthog_source.prefetch import ordered_prefetch
 from posthog_source.query import (
+    Among,
     Cell,
     Late,
     Query,
+    build_columns,
     build_count,
     build_count_distinct,
     build_day_counts,
@@ -93,13 +96,13 @@ class Plan:
         source: HogQL table.
         window: Its bounds in time, if the table has any.
         slices: In order; together all rows.
-        late: Only rows that arrived late, if set.
+        among: Which of their rows; None means all.
     """
 
     source: str
     window: Window | None
     slices: tuple[Slice, ...]
-    late: Late | None = None
+    among: Among | None = None
 
     @property
     def rows(self) -> int:
@@ -137,6 +140,7 @@ class Reader:
         look_ahead: Slices in flight.
         may_repeat: Whether rows may be handed on twice when a part is read again because rows were
             missing: only where the load sorts out copies.
+        absent: Optional columns that the server is known not to have; None to find out when it refuses one.
     """
 
     def __init__(
@@ -148,6 +152,7 @@ class Reader:
         page_rows: int,
         look_ahead: int,
         may_repeat: bool,
+        absent: frozenset[str] | None = None,
     ) -> None:
         self.table = table
         self.page_rows = page_rows
@@ -159,8 +164,13 @@ class Reader:
         self._project_id = project_id
         self._look_ahead = look_ahead
         self._may_repeat = may_repeat
-        self._absent: frozenset[str] | None = None
+        self._absent = absent
         self._probing = threading.Lock()
+
+    @property
+    def absent(self) -> frozenset[str]:
+        """Optional columns that the server has turned out not to have."""
+        return self._absent or frozenset()
 
     @property
     def has_copies(self) -> bool:
@@ -169,6 +179,13 @@ class Reader:
             return True
         seen = self._seen_so_far()
         return bool(pc.count_distinct(seen).as_py() < len(seen))
+
+    def fetch_columns(self) -> tuple[Column, ...]:
+        """Columns that the server has beside the table's own."""
+        known = {name for column in self.table.columns for name in (column.name, column.source)}
+        types = self._client.query(build_columns(self.table.sources[0]), read_types)
+        found = {column.name: column for column in (discovered_column(*one) for one in types)}
+        return tuple(column for name, column in found.items() if name and not {name, column.source} & known)
 
     def check_condition(self) -> None:
         """Asks PostHog whether it understands the table's condition, if it has one.
@@ -197,6 +214,16 @@ class Reader:
                 "[sources.posthog]."
             ) from error
         return parse_instant(first_at) if int(row_count or 0) and first_at else None
+
+    def fetch_rest(self, lower: Bound | None, among: Among | None = None) -> Plan:
+        """Cuts all rows from a place on, of a table that has no windows, into slices of about a page.
+
+        Args:
+            lower: The place; None is the table's beginning.
+            among: Which of them; None means all.
+        """
+        source = self.table.sources[0]
+        return Plan(source, None, tuple(self._fetch_slices(source, None, None, lower, among)), among)
 
     def fetch_plans(self, window: Window | None, rows: int | None = None) -> list[Plan]:
         """Cuts the rows into slices of about a page.
@@ -233,9 +260,19 @@ class Reader:
             first, second = (self.fetch_day_counts(half, late) for half in halves)
             return first | second
 
-    def plan_arrivals(self, window: Window, late: Late, *, rows: int) -> Plan:
-        """Reads the late rows that `fetch_day_counts` counted, and no others of the window."""
-        return Plan(self.table.sources[0], window, (Slice(parts=(Part((), rows, None),)),), late)
+    def plan_among(self, among: Among, *, rows: int, window: Window | None = None) -> Plan:
+        """Reads some rows, in one slice. `rows` says how many there are; 0 that nobody has counted them."""
+        return Plan(self.table.sources[0], window, (Slice(parts=(Part((), rows, None),)),), among)
+
+    def fetch_counts(self, source: str, among: Among | None) -> list[Count]:
+        """Rows by label, of a table that has no times."""
+        return list(self._iter_label_counts(source, None, None, among=among))
+
+    def plan_counts(self, source: str, counts: Iterable[Count], among: Among) -> Plan:
+        """Cuts counted labels into slices of about a page; `among` says that no others are read."""
+        return Plan(
+            source, None, tuple(plan_slices(counts, page_rows=self.page_rows, axis=self._axis)), among
+        )
 
     def iter_pages(self, plan: Plan) -> Iterator[pa.Table]:
         """Pages of all rows of a plan, at least once each, in slice order.
@@ -305,48 +342,78 @@ class Reader:
                 raise
             return [plan for half in halves for plan in self._fetch_plans(source, half, None)]
 
-    def _fetch_slices(self, source: str, window: Window | None, rows: int | None) -> list[Slice]:
+    def _fetch_slices(
+        self,
+        source: str,
+        window: Window | None,
+        rows: int | None,
+        lower: Bound | None = None,
+        among: Among | None = None,
+    ) -> list[Slice]:
         total = rows
         if total is None:
-            total = self._fetch_count(build_count(self.table, source, Slice(), window=window), window)
+            query = build_count(self.table, source, Slice(lower), window=window, among=among)
+            total = self._fetch_count(query, window)
         if total <= self.page_rows:
-            return [Slice(parts=(Part((), total, None),))]
+            return [Slice(lower, parts=(Part((), total, None),))]
         sort_key = self.table.sort_key
         if not sort_key.labels:
-            return plan_slices([Count((), total)], page_rows=self.page_rows, axis=self._axis)
+            axis = self._axis
+            if axis and lower and lower.at is not None:
+                axis = Axis(lower.at, axis.end)
+            return split(Slice(lower, parts=(Part((), total, axis),)), page_rows=self.page_rows)
         if sort_key.is_sampled:
-            samples = list(self._iter_samples(source, total))
-            return plan_prefixes(samples, rows=total, page_rows=self.page_rows)
-        counts = self._iter_label_counts(source, window, total)
-        return plan_slices(counts, page_rows=self.page_rows, axis=self._axis)
+            samples = list(self._iter_samples(source, total, lower, among))
+            return plan_prefixes(samples, rows=total, page_rows=self.page_rows, start=lower)
+        counts = self._iter_label_counts(source, window, total, lower, among)
+        return plan_slices(counts, page_rows=self.page_rows, axis=self._axis, start=lower)
 
-    def _iter_label_counts(self, source: str, window: Window | None, total: int) -> Iterator[Count]:
-        """Counts by label. The total tells their end, since an answer may be cut in silence."""
+    def _iter_label_counts(
+        self,
+        source: str,
+        window: Window | None,
+        total: int | None,
+        lower: Bound | None = None,
+        among: Among | None = None,
+    ) -> Iterator[Count]:
+        """Counts by label. The total tells their end, or an empty answer: one may be cut in silence."""
         labels = self.table.sort_key.labels
         after: Label | None = None
         counted = 0
-        while counted < total:
-            query = build_label_counts(self.table, source, window=window, after=after, limit=MAX_PAGE_ROWS)
+        while total is None or counted < total:
+            query = build_label_counts(
+                self.table,
+                source,
+                window=window,
+                after=after,
+                limit=MAX_PAGE_ROWS,
+                lower=lower,
+                among=among,
+            )
             rows = self._cells(query, window)
             if not rows:
-                return  # rows went away since the total was taken
+                return  # the end, or rows went away since the total was taken
             for *texts, row_count in rows:
-                after = tuple(_label_value(field, text) for field, text in zip(labels, texts, strict=True))
+                after = _label(labels, texts)
                 counted += int(row_count or 0)
                 yield Count(after, int(row_count or 0))
 
-    def _iter_samples(self, source: str, total: int) -> Iterator[str]:
+    def _iter_samples(
+        self, source: str, total: int, lower: Bound | None, among: Among | None
+    ) -> Iterator[Label]:
         one_in = max(1, self.page_rows // SAMPLES_PER_PAGE)
-        after: str | None = None
+        after = lower.label if lower else None
         found = 0
-        while after is None or found < 0.8 * total / one_in:
-            query = build_sample(self.table, source, one_in=one_in, after=after, limit=MAX_PAGE_ROWS)
-            texts = [text for (text,) in self._cells(query) if text is not None]
-            if not texts:
+        while not found or found < 0.8 * total / one_in:
+            query = build_sample(
+                self.table, source, one_in=one_in, after=after, limit=MAX_PAGE_ROWS, among=among
+            )
+            labels = [_label(self.table.sort_key.labels, texts) for texts in self._cells(query)]
+            if not labels:
                 return
-            yield from texts
-            after = texts[-1]
-            found += len(texts)
+            yield from labels
+            after = labels[-1]
+            found += len(labels)
 
     def _try_first_page(self, plan: Plan, slice_: Slice) -> Page | TooHeavyError:
         try:
@@ -373,10 +440,10 @@ class Reader:
 
         Where a part cannot be read again later, its rows are counted first.
         """
+        if plan.among:
+            return slice_.rows or float("inf")  # counted just now, and no others; or not at all
         if self._may_repeat:
             return slice_.rows * TRUSTED_SHARE
-        if plan.late:
-            return slice_.rows  # counted just now, and no others of its window
         return self._fetch_count(build_count(self.table, plan.source, slice_, window=plan.window))
 
     def _iter_rest(self, plan: Plan, slice_: Slice, page: Page, *, trusted_rows: float) -> Iterator[Page]:
@@ -386,7 +453,7 @@ class Reader:
             yield page
             seen += page.received
             is_full = page.received >= min(page.limit, self.page_rows)
-            if not is_full and seen >= trusted_rows:
+            if not is_full and (seen >= trusted_rows or page.received < self._client.proof.rows):
                 return
             limit = min(page.limit * 2, self.page_rows)  # grows back after a page that was too heavy
             fetch = self._fetch_page_in_background if page.in_background else self._fetch_lighter_page
@@ -454,7 +521,7 @@ class Reader:
         *,
         in_background: bool = False,
     ) -> Page:
-        absent = self._absent or frozenset()
+        absent = self.absent
         query = build_page(
             self.table.without(absent),
             plan.source,
@@ -462,7 +529,7 @@ class Reader:
             window=plan.window,
             after=after,
             limit=limit,
-            late=plan.late,
+            among=plan.among,
         )
         try:
             ask = self._client.query_async if in_background else self._client.query
@@ -478,6 +545,7 @@ class Reader:
                 f"{self.table.name}: a page ends with the row that it should follow. Please report this."
             )
         clean = drop_copies(replace_nul(rows, self.table), self.table.primary_key[1:])
+        self._client.proof.rows = max(self._client.proof.rows, rows.num_rows)
         return Page(clean, rows.num_rows, limit, last, in_background)
 
     def _find_absent(self) -> frozenset[str]:
@@ -487,7 +555,8 @@ class Reader:
                 optional = [column for column in self.table.columns if column.is_optional]
                 unknown = [column for column in optional if not self._knows(column)]
                 for column in unknown:
-                    logger.warning(
+                    logger.log(
+                        logging.INFO if column.is_opt_in else logging.WARNING,
                         "%s.%s stays empty: this PostHog does not know %s.",
                         self.table.name,
                         column.name,
@@ -512,7 +581,7 @@ class Reader:
                 plan.source,
                 slice_,
                 window=plan.window,
-                late=plan.late,
+                among=plan.among,
             )
         )
 
@@ -538,6 +607,10 @@ class Reader:
                 raise
             logger.warning("%s: asking in the background. %s", self.table.name, error)
             return self._client.query_async(query, read_answer)
+
+
+def _label(fields: Sequence[LabelField], texts: Sequence[str | None]) -> Label:
+    return tuple(_label_value(field, text) for field, text in zip(fields, texts, strict=True))
 
 
 def _label_value(field: LabelField, text: str | None) -> date | str | int:

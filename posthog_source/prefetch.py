@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from itertools import islice
+from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 FAREWELL_S = 5.0
@@ -43,50 +44,64 @@ def ordered_prefetch(
     """
     remaining = iter(items)
     in_flight: deque[_Task[Item, Result]] = deque()
+    waiting: SimpleQueue[_Task[Item, Result] | None] = SimpleQueue()
+    threads: list[threading.Thread] = []
     try:
         for item in islice(remaining, depth):
-            _begin(work, item, in_flight)
+            in_flight.append(_Task(item, Future()))
+            waiting.put(in_flight[-1])
+            _start(work, waiting, threads)
         while in_flight:
             in_flight[0].result.result()
             task = in_flight.popleft()
-            task.thread.join()
             for following in islice(remaining, 1):
-                _begin(work, following, in_flight)
+                in_flight.append(_Task(following, Future()))
+                waiting.put(in_flight[-1])
             yield task.item, task.result.result()
             del task  # not kept while the next one is awaited
     finally:
-        _take_leave(in_flight, cancel, farewell_s)
+        are_done = _take_leave(in_flight, cancel, farewell_s)
+        for _ in threads:
+            waiting.put(None)
+        for thread in threads if are_done else ():
+            thread.join()
 
 
 @dataclass(frozen=True)
 class _Task(Generic[Item, Result]):
     item: Item
     result: Future[Result]
-    thread: threading.Thread
 
 
-def _begin(work: Callable[[Item], Result], item: Item, in_flight: deque[_Task[Item, Result]]) -> None:
-    result: Future[Result] = Future()
+def _start(
+    work: Callable[[Item], Result],
+    waiting: SimpleQueue[_Task[Item, Result] | None],
+    threads: list[threading.Thread],
+) -> None:
+    """One thread more, which works off what is waiting.
 
-    def run() -> None:
-        try:
-            result.set_result(work(item))
-        except BaseException as error:  # noqa: BLE001  # raised in the item's turn
-            result.set_exception(error)
-
-    # A daemon, unlike an executor's threads, which hold up the end of the process.
-    thread = threading.Thread(target=run, name="posthog_source", daemon=True)
-    in_flight.append(_Task(item, result, thread))  # first, since Ctrl-C may come while the thread starts
+    It stays for all items: the heaps of threads that come and go hold on to what pages took. A daemon, unlike
+    an executor's threads, which hold up the end of the process.
+    """
+    thread = threading.Thread(target=_work_off, args=(work, waiting), name="posthog_source", daemon=True)
     thread.start()
+    threads.append(thread)
+
+
+def _work_off(work: Callable[[Item], Result], waiting: SimpleQueue[_Task[Item, Result] | None]) -> None:
+    while (task := waiting.get()) is not None:
+        try:
+            task.result.set_result(work(task.item))
+        except BaseException as error:  # noqa: BLE001  # raised in the item's turn
+            task.result.set_exception(error)
+        del task  # nor its result while the next one is awaited
 
 
 def _take_leave(
     tasks: Collection[_Task[Item, Result]], cancel: Callable[[], None], farewell_s: float
-) -> None:
-    """Has tasks end, and waits for it, within bounds."""
+) -> bool:
+    """Has tasks end, and waits for it, within bounds; whether they did."""
     if not all(task.result.done() for task in tasks):
         cancel()
-    ended, _ = wait([task.result for task in tasks], timeout=farewell_s)
-    for task in tasks:
-        if task.result in ended and task.thread.is_alive():
-            task.thread.join()
+    _, going_on = wait([task.result for task in tasks], timeout=farewell_s)
+    return not going_on

@@ -40,6 +40,36 @@ class Late:
     by_s: int
 
 
+@dataclass(frozen=True)
+class Keys:
+    """Rows that have one of those values in a field."""
+
+    field: str
+    values: tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Distinct ids of the people who did something in those windows, or did it under those distinct ids.
+
+    All ids of such a person, not just the one that was used: of two people who became one, the other's ids
+    belong to somebody else now.
+    """
+
+    windows: tuple[Window, ...]
+    distinct_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Changed:
+    """Rows that PostHog changed at `since` or later, by the table's cursor."""
+
+    since: datetime
+
+
+Among = Late | Keys | Seen | Changed
+"""Which rows of a slice or window are asked for, where not all are."""
+
 Cell = datetime | str | int
 """A value of a page key, as read back from a row."""
 
@@ -67,29 +97,35 @@ def build_page(
     window: Window | None,
     after: Sequence[Cell] | None,
     limit: int,
-    late: Late | None = None,
+    among: Among | None = None,
 ) -> Query:
     """The next `limit` rows of a slice in page-key order, after the row whose page key is `after`.
 
-    With `late`, only rows that arrived late. Columns arrive in the table's order less `project_id`, every
-    cell as text or null.
+    Columns arrive in the table's order less those that the connector adds, every cell as text or null.
     """
     builder = _Builder(f"posthog_source {table.name}")
     keys = [table.column(name) for name in table.page_key]
-    conditions = builder.in_slice(table, slice_, window, late)
+    conditions = builder.in_slice(table, slice_, window, among)
     if after is not None:
         conditions += builder.after_row(keys, after)
     order = ", ".join(_name(key.source) for key in keys)
     return builder.query(
-        f"SELECT {', '.join(builder.cell_of(column) for column in selected(table))} "
-        f"{builder.rows(table, source, conditions)} ORDER BY {order} LIMIT {limit}"
+        f"SELECT {', '.join(builder.cell_of(column) for column in selected(_as_newest(table)))} "
+        f"{builder.rows(table, source, conditions, selected(table))} ORDER BY {order} LIMIT {limit}"
     )
 
 
-def build_count(table: HogqlTable, source: str, slice_: Slice, *, window: Window | None) -> Query:
+def build_count(
+    table: HogqlTable,
+    source: str,
+    slice_: Slice,
+    *,
+    window: Window | None,
+    among: Among | None = None,
+) -> Query:
     """One row, one cell: rows of a slice."""
     builder = _Builder(f"posthog_source {table.name} count")
-    rows = builder.rows(table, source, builder.in_slice(table, slice_, window))
+    rows = builder.rows(table, source, builder.in_slice(table, slice_, window, among))
     return builder.query(f"SELECT toString(count()) AS row_count {rows} LIMIT 1")
 
 
@@ -99,25 +135,32 @@ def build_count_distinct(
     slice_: Slice,
     *,
     window: Window | None,
-    late: Late | None = None,
+    among: Among | None = None,
 ) -> Query:
     """One row, one cell: different page keys in a slice.
 
     Fewer than its rows where a ClickHouse table still holds duplicates that it will merge one day.
     """
     builder = _Builder(f"posthog_source {table.name} recount")
-    rows = builder.rows(table, source, builder.in_slice(table, slice_, window, late))
+    rows = builder.rows(table, source, builder.in_slice(table, slice_, window, among))
     key = ", ".join(_name(table.column(name).source) for name in table.page_key)
     return builder.query(f"SELECT toString(uniqExact(tuple({key}))) AS row_count {rows} LIMIT 1")
 
 
 def build_label_counts(
-    table: HogqlTable, source: str, *, window: Window | None, after: Label | None, limit: int
+    table: HogqlTable,
+    source: str,
+    *,
+    window: Window | None,
+    after: Label | None,
+    limit: int,
+    lower: Bound | None = None,
+    among: Among | None = None,
 ) -> Query:
     """Counts by sort-key label, ascending, after the label `after`: one cell per label field, then rows."""
     builder = _Builder(f"posthog_source {table.name} plan")
     labels = table.sort_key.labels
-    conditions = builder.in_slice(table, Slice(), window)
+    conditions = builder.in_slice(table, Slice(lower), window, among)
     if after is not None:
         conditions += builder.beyond(_ranges(table.sort_key, Bound(after)), is_inclusive=False)
     names = [f"label_{i}" for i in range(len(labels))]
@@ -142,15 +185,28 @@ def build_day_counts(table: HogqlTable, source: str, *, window: Window, late: La
     )
 
 
-def build_sample(table: HogqlTable, source: str, *, one_in: int, after: str | None, limit: int) -> Query:
-    """An even sample of the sort key's one label, ascending, by a hash of it: one cell."""
+def build_sample(
+    table: HogqlTable,
+    source: str,
+    *,
+    one_in: int,
+    after: Label | None,
+    limit: int,
+    among: Among | None = None,
+) -> Query:
+    """An even sample of the sort key's labels, ascending, by a hash of the last: one cell each."""
     builder = _Builder(f"posthog_source {table.name} plan")
-    name = _name(table.sort_key.labels[0].field)
-    conditions = [f"modulo(cityHash64({name}), {one_in}) = 0"]
+    labels = table.sort_key.labels
+    names = [_name(label.field) for label in labels]
+    conditions = [*builder.of(table, among), f"modulo(cityHash64({names[-1]}), {one_in}) = 0"]
     if after is not None:
-        conditions.append(f"{name} > {builder.value(after)}")
+        conditions += builder.beyond(_ranges(table.sort_key, Bound(after)), is_inclusive=False)
+    cells = [
+        name if label.kind == "text" else f"toString({name}) AS label_{i}"
+        for i, (label, name) in enumerate(zip(labels, names, strict=True))
+    ]
     rows = builder.rows(table, source, conditions)
-    return builder.query(f"SELECT {name} {rows} ORDER BY {name} LIMIT {limit}")
+    return builder.query(f"SELECT {', '.join(cells)} {rows} ORDER BY {', '.join(names)} LIMIT {limit}")
 
 
 def build_first_instant(table: HogqlTable, source: str) -> Query:
@@ -176,6 +232,11 @@ def build_read_bytes(label: str) -> Query:
     )
 
 
+def build_columns(source: str) -> Query:
+    """Zero rows of all columns that `*` has: the answer tells their types."""
+    return Query(f"SELECT * FROM {source} WHERE 1 = 2 LIMIT 1", {}, f"posthog_source {source} columns")
+
+
 def build_probe(table: HogqlTable, source: str, column: Column) -> Query:
     """Zero rows of one column: refused when the server does not know it."""
     builder = _Builder(f"posthog_source {table.name} probe")
@@ -196,8 +257,8 @@ def build_probe_condition(table: HogqlTable, source: str) -> Query:
 
 
 def selected(table: HogqlTable) -> tuple[Column, ...]:
-    """The columns that PostHog is asked for; `project_id` is stamped by the connector."""
-    return tuple(column for column in table.columns if column.name != "project_id")
+    """The columns that PostHog is asked for; the others are the connector's own."""
+    return tuple(column for column in table.columns if not column.is_added)
 
 
 def utc(at: datetime) -> str:
@@ -238,17 +299,37 @@ class _Builder:
         table: HogqlTable,
         slice_: Slice,
         window: Window | None,
-        late: Late | None = None,
+        among: Among | None = None,
     ) -> list[str]:
         conditions = []
         if window is not None:
             conditions += _in_window(table, slice_, window)
-        if late is not None:
-            happened = _name(table.column(table.time_column or "").source)
-            arrived = _name(table.column(table.arrival_column or "").source)
-            conditions.append(f"{arrived} >= {utc(late.since)}")
-            conditions.append(f"dateDiff('second', {happened}, {arrived}) >= {late.by_s}")
-        return conditions + self.between(table.sort_key, slice_)
+        return [*conditions, *self.of(table, among), *self.between(table.sort_key, slice_)]
+
+    def of(self, table: HogqlTable, among: Among | None) -> list[str]:
+        """Which rows are asked for."""
+        match among:
+            case None:
+                return []
+            case Late(since, by_s):
+                happened = _name(table.column(table.time_column or "").source)
+                arrived = _name(table.column(table.arrival_column or "").source)
+                late = f"dateDiff('second', {happened}, {arrived}) >= {by_s}"
+                return [f"{arrived} >= {utc(since)}", late]
+            case Changed(since):
+                return [f"{_name(table.column(table.cursor or '').source)} >= {utc(since)}"]
+            case Keys(field_name, values):
+                return [f"{_name(field_name)} IN {self.value(list(values))}"]
+            case Seen(windows, distinct_ids):
+                times = [
+                    f"(timestamp >= {utc(window.start)} AND timestamp <= {utc(window.end - MICROSECOND)})"
+                    for window in windows
+                ]
+                used = [f"distinct_id IN (SELECT distinct_id FROM events WHERE {_any(times)})"]
+                if distinct_ids:
+                    used.append(f"distinct_id IN {self.value(list(distinct_ids))}")
+                owners = f"SELECT person_id FROM person_distinct_ids WHERE {_any(used)}"
+                return [f"person_id IN ({owners})"]
 
     def between(self, sort_key: SortKey, slice_: Slice) -> list[str]:
         """On the line from one place to another.
@@ -265,10 +346,16 @@ class _Builder:
             conditions += self.before(upper[shared:])
         return conditions
 
-    def rows(self, table: HogqlTable, source: str, conditions: Sequence[str]) -> str:
-        """FROM and WHERE: every question about a table gets its own from here, with the table's condition."""
+    def rows(
+        self, table: HogqlTable, source: str, conditions: Sequence[str], columns: Sequence[Column] = ()
+    ) -> str:
+        """FROM and WHERE: every question about a table gets its own from here, with the table's condition.
+
+        Of a table of versions, only the key and those columns can be asked for.
+        """
         wanted = [*conditions, *self.chosen(table.condition)]
-        return f"FROM {source}" + (f" WHERE {' AND '.join(wanted)}" if wanted else "")
+        rows = f"FROM {source}" + (f" WHERE {' AND '.join(wanted)}" if wanted else "")
+        return f"FROM ({_newest(table, rows, columns)}) AS newest" if table.version_field else rows
 
     def chosen(self, condition: Condition | None) -> list[str]:
         """What a table's condition says. The where is a person's own text, and the only one in any query."""
@@ -289,6 +376,8 @@ class _Builder:
         field_name = _name(column.source)
         if column.property_name:
             return f"{self.property_of(column)} AS {column.name}_text"
+        if column.is_composed:
+            return f"toJSONString({field_name}) AS {column.name}_text"
         if column.kind in ("bigint", "double", "bool"):
             return f"toString({field_name}) AS {column.name}_text"
         return field_name if field_name == column.name else f"{field_name} AS {column.name}_text"
@@ -345,6 +434,34 @@ class _Builder:
                 return f"toUUID('{UUID(cell)}')"
             case _:
                 return self.value(cell)
+
+
+def _newest(table: HogqlTable, rows: str, columns: Sequence[Column]) -> str:
+    """The newest version of each row that lives.
+
+    As PostHog's own `persons` has it, which also hides those that begin more than a day ahead of now
+    (query_api.md 4.2). Conditions stand inside: those on the key hold of every version, and one on the
+    version itself, of the newest too.
+    """
+    version = _name(table.version_field)
+    key = [_name(table.column(name).source) for name in table.page_key]
+    cells = [
+        f"argMax({name}, {version}) AS newest_{name}"
+        for column in columns
+        if (name := column.source) not in key
+    ]
+    newest = f"SELECT {', '.join([*key, *cells])} {rows} GROUP BY {', '.join(key)}"
+    living = f"argMax(is_deleted, {version}) = 0 AND argMax(created_at, {version}) < now() + INTERVAL 1 DAY"
+    return f"{newest} HAVING {living}" if table.keeps_deleted else newest
+
+
+def _as_newest(table: HogqlTable) -> HogqlTable:
+    """The table with columns as `_newest` names them: under their own names aggregates would nest."""
+    if not table.version_field:
+        return table
+    return table.reading(
+        {c.name: f"newest_{c.source}" for c in table.columns if c.name not in table.page_key}
+    )
 
 
 _RangeOf = Callable[[_Builder], _Range]

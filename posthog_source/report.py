@@ -103,6 +103,8 @@ class RunReport:
             f"for limits, {self.received_bytes:,} bytes received"
             + (f", {self.read_bytes:,} read by PostHog" if self.read_bytes is not None else ""),
         ]
+        if failed := sum(int(found.get("cohorts_failed", 0)) for found in self.tables.values()):
+            lines.append(f"  {failed:,} cohorts failed; the log says why")
         if self.late_rows or self.parts_read_again or self.copies_dropped:
             lines.append(
                 f"  {self.late_rows:,} events arrived late, {self.copies_dropped:,} copies were dropped, "

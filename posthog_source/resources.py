@@ -1,79 +1,61 @@
-"""A dlt resource per catalogue row: whole snapshots, whole lists, and what changed.
+"""A dlt resource per catalogue row: whole lists, and what changed of others.
 
-Not here: events (`events`), settings (`source`), pages (`pagination`, `rest`), how dlt is told
-(`destination`).
+Not here: events (`events`), people (`people`), members of cohorts (`membership`), settings (`source`),
+pages (`pagination`, `rest`), how dlt is told (`destination`).
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from itertools import chain
 from typing import Any
 
 import dlt
 from dlt.sources import DltResource
 
-from posthog_source.catalog import (
-    COHORT_PEOPLE,
-    COHORTS,
-    INSIGHTS,
-    PERSON_DISTINCT_IDS,
-    PERSONS,
-    HogqlTable,
-    RestTable,
-)
+from posthog_source.catalog import COHORTS, GROUP_TYPES, GROUPS, INSIGHTS, SESSIONS, RestTable
+from posthog_source.changing import build_changing
 from posthog_source.client import Client
-from posthog_source.config import EventsSettings, Settings, TableSettings
+from posthog_source.config import EventsSettings, PeopleSettings, Settings
 from posthog_source.destination import Target, build_resource, claim_state, metered
-from posthog_source.events import EPOCH, build_events
-from posthog_source.pagination import Reader
+from posthog_source.errors import NotFoundError
+from posthog_source.events import EPOCH, build_events, utc_now
+from posthog_source.membership import build_membership
+from posthog_source.people import build_people
 from posthog_source.rest import fetch_all, iter_changed
+
+logger = logging.getLogger("posthog_source")
 
 
 def build_resources(
-    client: Client, settings: Settings, *, events: EventsSettings, people: TableSettings
+    client: Client, settings: Settings, *, events: EventsSettings, people: PeopleSettings
 ) -> list[DltResource]:
     """All tables of the catalogue as dlt resources, in its order."""
     return [
         build_events(client, settings, events),
-        _snapshot(client, settings, PERSONS, people),
-        _snapshot(client, settings, PERSON_DISTINCT_IDS, people),
+        *build_people(client, settings, events=events, people=people, clock=utc_now),
+        build_changing(client, settings, GROUPS, people, clock=utc_now),
+        _listing(client, settings, GROUP_TYPES),
+        build_changing(client, settings, SESSIONS, people, clock=utc_now),
         _listing(client, settings, COHORTS),
-        _snapshot(client, settings, COHORT_PEOPLE, people),
+        build_membership(client, settings, people, clock=utc_now),
         _changes(client, settings, INSIGHTS),
     ]
-
-
-def _snapshot(client: Client, settings: Settings, table: HogqlTable, config: TableSettings) -> DltResource:
-    def snapshot() -> Iterator[Any]:
-        target = Target.current(settings)
-        with metered(client, settings) as own:
-            reader = Reader(
-                own,
-                table,
-                project_id=settings.project_id,
-                page_rows=config.page_rows,
-                look_ahead=settings.look_ahead,
-                may_repeat=target.can_merge,
-            )
-            plans = reader.fetch_plans(None)
-            yield from target.load(
-                reader,
-                chain.from_iterable(reader.iter_pages(plan) for plan in plans),
-                lambda: target.replace(settings.project_id),
-                rows=sum(plan.rows for plan in plans),
-            )
-
-    return build_resource(table, snapshot)
 
 
 def _listing(client: Client, settings: Settings, table: RestTable) -> DltResource:
     def listing() -> Iterator[Any]:
         target = Target.current(settings)
         with metered(client, settings) as own:
+            try:
+                rows = fetch_all(own, table, project_id=settings.project_id)
+            except NotFoundError as error:
+                if not table.is_optional:
+                    raise
+                logger.warning("%s is left as it is: not every PostHog serves it. %s", table.name, error)
+                return
             yield target.begin(table, target.replace(settings.project_id))
-            rows = fetch_all(own, table, project_id=settings.project_id)
             dlt.current.resource_metrics()["rows"] = rows.num_rows
             yield rows
 

@@ -82,9 +82,10 @@ def _results(page: Item) -> list[Item]:
 
 
 def _id(item: Item, table: RestTable) -> object:
-    if "id" not in item:
-        raise UnexpectedAnswerError(f"{table.name}: PostHog lists an item without an id.")
-    return item["id"]
+    name = table.column(table.primary_key[-1]).source
+    if name not in item:
+        raise UnexpectedAnswerError(f"{table.name}: PostHog lists an item without an {name}.")
+    return item[name]
 
 
 def _instant(item: Item, table: RestTable) -> datetime:

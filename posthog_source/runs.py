@@ -10,18 +10,18 @@ import logging
 import signal
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import dlt
-from dlt.common.destination import Destination
 from dlt.sources import DltSource
 
+from posthog_source.catalog import TABLES
 from posthog_source.config import parse_instant
-from posthog_source.destination import can_merge
+from posthog_source.destination import can_merge, destination_of
 from posthog_source.errors import InterruptedRunError, SettingsError, find_cause, iter_causes
 from posthog_source.prefetch import ordered_prefetch
 from posthog_source.report import Budget, Kind, RunReport, Status
@@ -67,7 +67,7 @@ def run_sync(
         InterruptedRunError: Ctrl-C or SIGTERM; what was committed stays.
         dlt.pipeline.exceptions.PipelineStepFailed: See `find_cause`.
     """
-    _check_destination(pipeline)
+    destination_of(pipeline)
     made = source(**settings | _committing(rows_per_commit, budget))
     if unknown := set(tables) - set(made.resources):
         raise SettingsError(f"No table {', '.join(sorted(unknown))}; there are {', '.join(made.resources)}.")
@@ -111,7 +111,7 @@ def run_backfill(
         dlt.pipeline.exceptions.PipelineStepFailed: See `find_cause`.
     """
     window = _parse_window(start, end)
-    _check_destination(pipeline)
+    destination_of(pipeline)
     if parallel < 1:
         raise SettingsError(f"parallel is {parallel}. Let at least 1 range be read at once.")
 
@@ -155,15 +155,15 @@ class _Run:
     def commit_all(self, budget: Budget) -> None:
         """Commits until nothing is left to read or the budget is spent."""
         _recover(self.pipeline)
-        source = self.source
-        while True:
-            self.report = self.report.with_commit(_commit(self.pipeline, source, self._is_stopped))
-            if not self.report.rows_left:
-                return
-            if budget.is_spent(self.report):
-                self.report = replace(self.report, status="budget_spent")
-                return
-            source = self.source.with_resources("events")
+        for names in _phases(self.source.selected_resources):
+            left = names
+            while left:
+                if self.report.commits and budget.is_spent(self.report):
+                    self.report = replace(self.report, status="budget_spent")
+                    return
+                found = _commit(self.pipeline, self.source.with_resources(*left), self._is_stopped)
+                self.report = self.report.with_commit(found)
+                left = [name for name in left if found.get(name, {}).get("rows_left")]
 
     @contextmanager
     def reported(self) -> Iterator[None]:
@@ -249,6 +249,12 @@ def _commit_ranges(
         run.report = replace(run.report, status="budget_spent")
 
 
+def _phases(names: Iterable[str]) -> list[list[str]]:
+    """What is committed before what: people after the events, whose late arrivals tell of them."""
+    people = {table.name for table in TABLES if table.disposition == "sweep"}
+    return [[name for name in names if name not in people], [name for name in names if name in people]]
+
+
 def _committing(rows_per_commit: int, budget: Budget | None) -> dict[str, Any]:
     """The source's settings that commits need, and a budget of bytes."""
     needs_meter = budget is not None and budget.max_read_bytes is not None
@@ -287,15 +293,9 @@ def _numbers(metrics: Mapping[str, Any] | None) -> dict[str, float]:
     return {name: value for name, value in (metrics or {}).items() if isinstance(value, int | float)}
 
 
-def _check_destination(pipeline: dlt.Pipeline) -> Destination[Any, Any]:
-    if pipeline.destination is None:
-        raise SettingsError("The pipeline has no destination. Give it one: dlt.pipeline(destination=…).")
-    return pipeline.destination
-
-
 def _beside(pipeline: dlt.Pipeline, suffix: str) -> dlt.Pipeline:
     """A pipeline into the same dataset, with a state and staging tables of its own."""
-    destination = _check_destination(pipeline)
+    destination = destination_of(pipeline)
     config = pipeline.destination_client().config
     # By themselves, some destinations derive where they are from the pipeline's name.
     known = {"credentials": config.credentials, "bucket_url": getattr(config, "bucket_url", None)}

@@ -18,8 +18,8 @@ from dlt.sources import DltResource
 from posthog_source.client import Client
 from posthog_source.config import (
     EventsSettings,
+    PeopleSettings,
     TableKind,
-    TableSettings,
     build_settings,
     build_table_settings,
 )
@@ -53,9 +53,12 @@ class EventsConfig(BaseConfiguration):
 
 @configspec
 class PeopleConfig(BaseConfiguration):
-    """`[sources.posthog.people]`, or the `people` argument: persons, their distinct ids, cohort members."""
+    """`[sources.posthog.people]`, or the `people` argument. See `posthog_source.config.PeopleSettings`."""
 
-    page_rows: Written = TableSettings.page_rows
+    page_rows: Written = PeopleSettings.page_rows
+    sweep_every_days: Written = PeopleSettings.sweep_every_days
+    deletes: Written = PeopleSettings.deletes
+    cohort_history: Written = PeopleSettings.cohort_history
 
 
 @dlt.source(name="posthog", section="posthog")
@@ -82,15 +85,15 @@ def posthog_source(
 
     Args:
         project_id: PostHog's number of the project.
-        api_key: A personal API key (`phx_…`) with `query:read`, and `cohort:read` and `insight:read` for
-            those tables.
+        api_key: A personal API key (`phx_…`) with `query:read`, and `group:read`, `cohort:read` and
+            `insight:read` for those tables.
         host: `us`, `eu` or a base URL.
         start_date: First instant to export, ISO text or datetime, naive meaning UTC. Without it, the
             project's first event.
         end_date: First instant not to export. It makes a run a backfill of events: that window, the
             stored cursor left alone.
         events: Settings of the events table.
-        people: Settings of the tables of people.
+        people: Settings of the tables of people: persons, their distinct ids, cohort members.
         look_ahead: Queries in flight, 2 by default. PostHog allows a team 3.
         query_timeout_s: Longest wait for one answer.
         max_attempts: Tries of a request that meets faults.
@@ -122,7 +125,7 @@ def posthog_source(
         Client(settings),
         settings,
         events=_settings(EventsSettings, "events", events or EventsConfig()),
-        people=_settings(TableSettings, "people", people or PeopleConfig()),
+        people=_settings(PeopleSettings, "people", people or PeopleConfig()),
     )
 
 

@@ -171,7 +171,9 @@ def cut_days(window: Window, *, parts: int) -> list[Window]:
     return [Window(start, end) for start, end in pairwise(edges)]
 
 
-def plan_slices(counts: Iterable[Count], *, page_rows: int, axis: Axis | None) -> list[Slice]:
+def plan_slices(
+    counts: Iterable[Count], *, page_rows: int, axis: Axis | None, start: Bound | None = None
+) -> list[Slice]:
     """Cuts a counted line into slices of about one page.
 
     The slices follow each other without a gap or an overlap, and the first and last are open, so that
@@ -181,9 +183,12 @@ def plan_slices(counts: Iterable[Count], *, page_rows: int, axis: Axis | None) -
         counts: Ascending by label.
         page_rows: Rows that one answer may hold; slices are planned a little smaller.
         axis: The axis of every label, or None when a label cannot be cut.
+        start: The first place; None is the line's beginning. Nothing before it was counted.
     """
     parts = [Part(count.label, count.rows, axis) for count in counts if count.rows > 0]
-    return split(Slice(parts=tuple(parts)), page_rows=page_rows)
+    if start and start.at is not None and axis and parts and parts[0].label == start.label:
+        parts[0] = replace(parts[0], axis=Axis(start.at, axis.end))
+    return split(Slice(start, parts=tuple(parts)), page_rows=page_rows)
 
 
 def split(whole: Slice, *, page_rows: int) -> list[Slice]:
@@ -230,18 +235,21 @@ def enclose(group: Sequence[Slice]) -> Slice:
     return Slice(group[0].lower, group[-1].upper, parts, group[-1].closes)
 
 
-def plan_prefixes(samples: Sequence[str], *, rows: int, page_rows: int) -> list[Slice]:
-    """Slices between evenly spaced members of a sorted, even sample of a text key.
+def plan_prefixes(
+    samples: Sequence[Label], *, rows: int, page_rows: int, start: Bound | None = None
+) -> list[Slice]:
+    """Slices between evenly spaced members of a sorted, even sample of the labels.
 
     Args:
-        samples: Sample of the key, ascending in the table's own order, without repeats.
-        rows: Rows of the whole table.
+        samples: Sampled labels, ascending in the table's own order, without repeats.
+        rows: Rows of the whole table, or of what comes after `start`.
         page_rows: Rows that one answer may hold.
+        start: The first place; None is the table's beginning.
     """
     pieces = max(1, -(-rows // max(1, int(page_rows * FILL))))
     step = max(1.0, len(samples) / pieces)
     labels = [samples[int(step * i)] for i in range(1, pieces) if int(step * i) < len(samples)]
-    edges = [None, *(Bound((label,)) for label in labels), None]
+    edges = [start, *(Bound(label) for label in labels), None]
     shares = [
         rows * (i + 1) // (len(edges) - 1) - rows * i // (len(edges) - 1) for i in range(len(edges) - 1)
     ]

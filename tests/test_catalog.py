@@ -134,9 +134,9 @@ def test_a_sort_key_label_counts_values_of_its_columns_kind(table: HogqlTable) -
 
 
 @each_hogql_table
-def test_a_sampled_sort_key_is_one_label_of_text(table: HogqlTable) -> None:
+def test_a_sampled_sort_key_ends_in_a_label_of_text(table: HogqlTable) -> None:
     if table.sort_key.is_sampled:
-        assert [label.kind for label in table.sort_key.labels] == ["text"]
+        assert table.sort_key.labels[-1].kind == "text"
         assert table.sort_key.axis is None
 
 
@@ -176,8 +176,9 @@ def test_a_rest_cursor_is_a_time_column_with_a_parameter_and_an_order(table: Res
 
 @each_rest_table
 def test_a_rest_list_is_keyed_by_its_items_id(table: RestTable) -> None:
-    assert table.primary_key == ("project_id", "id")
-    assert table.column("id").source == "id"
+    project_id, item_id = table.primary_key
+    assert project_id == "project_id"
+    assert table.column(item_id).source == item_id
 
 
 @pytest.mark.parametrize("axis", [HASH_AXIS, UUID_AXIS])

@@ -13,7 +13,7 @@ import pytest
 
 import posthog_source
 from posthog_source.catalog import TABLES, Table
-from posthog_source.config import EventsSettings, Settings, TableSettings
+from posthog_source.config import EventsSettings, PeopleSettings, Settings
 from tests.conftest import ROOT, Project, add_events, run_program
 from tests.test_pipeline import ago
 
@@ -117,7 +117,7 @@ def test_the_readme_tells_every_setting_and_its_default() -> None:
         )
     arguments = set(inspect.signature(posthog_source.posthog_source).parameters) - {"events", "people"}
     of_tables = {f"events.{name}" for name in EventsSettings.__dataclass_fields__}
-    of_tables |= {f"people.{name}" for name in TableSettings.__dataclass_fields__}
+    of_tables |= {f"people.{name}" for name in PeopleSettings.__dataclass_fields__}
     assert set(told) == arguments | of_tables
 
     events = EventsSettings()

@@ -26,7 +26,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from posthog_source import EventsConfig, posthog_source, run_sync
+from posthog_source import EventsConfig, PeopleConfig, posthog_source, run_sync
 from tests.conftest import NO_LIMITS, Project, Server, Warehouse
 from tests.exact import differences, documented_view, loaded_events, true_events
 from tests.programs.sync import STEPS, Job, Moment, Process, Step
@@ -36,6 +36,7 @@ KILLS = int(os.environ.get("POSTHOG_KILLS", "10"))
 COMMITS = 3
 """Of a run: two for a day that is cut in two, one for what is left; then comes its report."""
 START = datetime.combine(datetime.now(UTC).date() - timedelta(days=9), clock_time(), UTC)
+PEOPLE = ("persons", "person_distinct_ids")
 AT_ONCE = max(2, os.cpu_count() or 2)
 
 
@@ -166,6 +167,20 @@ def live_all(
     return lives
 
 
+def die(job: Job, shares: Iterable[float], took_s: float, *, wipes: bool) -> list[float]:
+    """Runs, is killed after each share of its usual time, and runs to the end; where it was really killed."""
+    deaths = []
+    for share in shares:
+        process = Process(job)
+        process.follow_until(process.started_s + share * took_s)
+        if process.kill():
+            deaths.append(share)
+        if wipes:
+            shutil.rmtree(job.working_directory, ignore_errors=True)
+    Process(job).finish()
+    return deaths
+
+
 @pytest.mark.parametrize("wipes", [False, True], ids=["kept", "wiped"])
 @pytest.mark.parametrize("write_mode", ["window", "upsert", "append"])
 def test_a_sync_killed_at_any_instant_and_run_again_holds_what_posthog_holds(
@@ -206,16 +221,8 @@ def test_a_backfill_killed_at_any_instant_and_run_again_holds_what_posthog_holds
     took_s = time.monotonic() - clean.started_s
 
     def die_twice(n: int) -> tuple[Job, list[float]]:
-        job, shares = job_of(tmp_path / str(n), fresh, "window", **backfill), []
-        for _ in range(2):
-            share, process = chance.random(), Process(job)
-            process.follow_until(process.started_s + share * took_s)
-            if process.kill():
-                shares.append(share)
-            if wipes:
-                shutil.rmtree(job.working_directory, ignore_errors=True)
-        Process(job).finish()
-        return job, shares
+        job = job_of(tmp_path / str(n), fresh, "window", **backfill)
+        return job, die(job, chances(chance, 2), took_s, wipes=wipes)
 
     with ThreadPoolExecutor(AT_ONCE) as executor:
         lives = list(executor.map(die_twice, range(max(1, KILLS // 5))))
@@ -225,6 +232,62 @@ def test_a_backfill_killed_at_any_instant_and_run_again_holds_what_posthog_holds
         found = loaded_events(job.warehouse)
         assert found == truth, f"seed {SEED}, killed at {shares} of {took_s} s: {differences(found, truth)}"
     assert sum(len(shares) for _, shares in lives) >= len(lives)
+
+
+def people_job(folder: Path, project: Project, *, sweeps: bool) -> Job:
+    """Of people, in commits of about sixty rows."""
+    people = PeopleConfig(page_rows=30, sweep_every_days=0 if sweeps else 7)
+    folder.mkdir(exist_ok=True)
+    source = project.credentials | {"people": people, "events": EventsConfig(lag_s=0)}
+    return Job(folder=folder, source=source, rows_per_commit=60, tables=PEOPLE)
+
+
+@pytest.mark.parametrize("sweeps", [False, True], ids=["seen", "sweep"])
+@pytest.mark.parametrize("wipes", [False, True], ids=["kept", "wiped"])
+def test_people_are_right_after_a_sync_killed_at_any_instant_and_run_again(
+    server: Server, tmp_path: Path, wipes: bool, sweeps: bool
+) -> None:
+    """While some were merged and edited since the last sync and, where all are read, deleted."""
+    project = server.project(settings={"rate_limits": NO_LIMITS, "max_concurrent_queries": 100})
+    names = [f"user-{n}" for n in range(200)]
+    project.capture(*({"event": "seen", "distinct_id": name} for name in names))
+    template = people_job(tmp_path / "template", project, sweeps=sweeps)
+    Process(template).finish()
+    owners = project.person_ids()
+    merges = zip(names[:10], names[10:20], strict=True)
+    project.capture(
+        *({"event": "$merge_dangerously", "distinct_id": a, "properties": {"alias": b}} for a, b in merges),
+        *({"event": "edited", "distinct_id": n, "properties": {"$set": {"n": n}}} for n in names[20:40]),
+        *({"event": "seen", "distinct_id": f"new-{n}"} for n in range(30)),
+    )
+    victims = {owners[name] for name in (names[50:60] if sweeps else [])}
+    if victims:
+        project.control("POST", "delete/persons", person_ids=sorted(victims))
+    jobs = [people_job(tmp_path / str(n), project, sweeps=sweeps) for n in range(max(2, KILLS // 3))]
+    for job in jobs:
+        shutil.copytree(template.folder, job.folder, dirs_exist_ok=True)
+    chance = random.Random(f"{SEED} {sweeps} {wipes}")
+    clean = Process(jobs[0])
+    clean.finish()
+    took_s = time.monotonic() - clean.started_s
+
+    with ThreadPoolExecutor(AT_ONCE) as executor:
+        deaths = list(executor.map(lambda job: die(job, chances(chance, 2), took_s, wipes=wipes), jobs[1:]))
+
+    rows = project.persons("toString(id), version, is_deleted")
+    living = {(row[0], int(row[1])) for row in rows if not int(row[2])}
+    gone = {owners[name] for name in names[10:20]} | victims
+    for job, died_at in zip(jobs, [[], *deaths], strict=True):
+        with duckdb.connect(str(job.warehouse), read_only=True) as connection:
+            found = connection.execute("SELECT id, version, deleted_at FROM posthog_data.persons").fetchall()
+        where = f"seed {SEED}, killed at {died_at} of {took_s} s"
+        assert sorted((row[0], row[1]) for row in found if row[2] is None) == sorted(living), where
+        assert {row[0] for row in found if row[2] is not None} == gone, where
+    assert sum(map(len, deaths)) >= len(deaths)
+
+
+def chances(chance: random.Random, count: int) -> list[float]:
+    return [chance.random() for _ in range(count)]
 
 
 @pytest.mark.parametrize("write_mode", ["window", "upsert"])

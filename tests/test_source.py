@@ -11,7 +11,7 @@ import duckdb
 import pytest
 
 from posthog_source import EventsConfig, PeopleConfig, posthog_source
-from posthog_source.config import EventsSettings, Settings, TableSettings
+from posthog_source.config import EventsSettings, PeopleSettings, Settings
 from posthog_source.errors import SettingsError
 from tests.conftest import ROOT, Project, Server, Warehouse, add_events, run_program
 from tests.test_pipeline import ago, uuids
@@ -131,7 +131,7 @@ def test_a_shared_setting_that_is_no_number_is_one_line_that_names_it(
 
 
 @pytest.mark.parametrize(
-    ("config", "settings"), [(EventsConfig, EventsSettings), (PeopleConfig, TableSettings)]
+    ("config", "settings"), [(EventsConfig, EventsSettings), (PeopleConfig, PeopleSettings)]
 )
 def test_a_section_holds_the_settings_of_its_table_with_the_same_defaults(config: Any, settings: Any) -> None:
     held, made = config(), settings()
@@ -192,10 +192,10 @@ def wrong(server: Server, project: Project) -> dict[str, tuple[list[str], dict[s
         "no project": ([], {number: ""}, number),
         "project token": ([], {key: project.token}, "phx_"),
         "revoked": ([], {key: revoked}, "401"),
-        "scope": ([], {key: server.key(["query:read"], [project.id])}, "cohort:read"),
+        "scope": ([], {key: server.key(["query:read", "group:read"], [project.id])}, "cohort:read"),
         "other project": ([], {number: "1"}, "403"),
         "host": ([], {"SOURCES__POSTHOG__HOST": "https://eu.i.posthog.com"}, "'eu'"),
-        "table": (["--tables", "sessions"], {}, "sessions"),
+        "table": (["--tables", "visits"], {}, "visits"),
         "destination": (["--destination", "duckbd"], {}, "duckbd"),
     }
 

@@ -21,7 +21,7 @@ from dlt.sources import DltResource
 
 from posthog_emulator.storm import KINDS
 from posthog_source.catalog import TABLES
-from posthog_source.config import EventsSettings, TableSettings, build_settings
+from posthog_source.config import EventsSettings, PeopleSettings, build_settings
 from posthog_source.resources import build_resources
 from tests.conftest import NO_LIMITS, FakeTime, Project, Server, Warehouse, add_events, client_of
 
@@ -61,12 +61,19 @@ def sync(
 
         @dlt.source(name="posthog", section="posthog")
         def source() -> Iterable[DltResource]:
-            return build_resources(client, settings, events=config, people=TableSettings(page_rows=30))
+            return build_resources(client, settings, events=config, people=PeopleSettings(page_rows=30))
 
         warehouse.pipeline.run(source())
     warehouse.pipeline.deactivate()
     did = project.control("DELETE", "storm")
     return Sync(sum(waiting.slept_s), Counter(did["served"]), did["requests"])
+
+
+UNORDERED = ("urls",)
+"""ClickHouse collects a session's addresses in no order."""
+
+OWN_TIMES = ("synced_at", "deleted_at")
+"""When a warehouse itself came to know of a row."""
 
 
 def tables(warehouse: Warehouse) -> dict[str, Counter[tuple[Any, ...]]]:
@@ -75,8 +82,9 @@ def tables(warehouse: Warehouse) -> dict[str, Counter[tuple[Any, ...]]]:
     with duckdb.connect(str(warehouse.path / "warehouse.duckdb"), read_only=True) as connection:
         for table in TABLES:
             relation = connection.sql(f"FROM posthog_data.{table.name}")
-            names = [name for name in relation.columns if not name.startswith("_dlt")]
-            rows = relation.project(", ".join(f"{name}::text" for name in names)).fetchall()
+            names = [n for n in relation.columns if not n.startswith("_dlt") and n not in UNORDERED]
+            cells = [f"({name} IS NULL)::text" if name in OWN_TIMES else f"{name}::text" for name in names]
+            rows = relation.project(", ".join(cells)).fetchall()
             found[table.name] = Counter(rows)
     return found
 
@@ -140,4 +148,4 @@ def test_a_storm_of_faults_costs_time_and_nothing_else(
             change(project)
     print(f"\n{write_mode}: {served.total()} faults, {waited_s:.0f} s waited: {dict(served)}")
     assert set(served) == set(KINDS)
-    assert waited_s > 60
+    assert waited_s >= 30, "a 429 that does not say how long"

@@ -307,7 +307,7 @@ samples_of_text = st.sets(st.text(max_size=5), max_size=200).map(sorted)
 @given(samples=samples_of_text, rows=st.integers(0, 10**6), page_rows=page_sizes)
 @settings(deadline=None)
 def test_prefixes_cover_the_line_in_ascending_order(samples: list[str], rows: int, page_rows: int) -> None:
-    slices = plan_prefixes(samples, rows=rows, page_rows=page_rows)
+    slices = plan_prefixes([(one,) for one in samples], rows=rows, page_rows=page_rows)
 
     assert_follow(slices)
     assert {slice_.lower.label[0] for slice_ in slices[1:] if slice_.lower} <= set(samples)
@@ -318,7 +318,7 @@ def test_prefixes_cover_the_line_in_ascending_order(samples: list[str], rows: in
 @given(samples=samples_of_text, rows=st.integers(0, 10**6), page_rows=page_sizes)
 @settings(deadline=None)
 def test_only_the_whole_line_of_prefixes_was_counted(samples: list[str], rows: int, page_rows: int) -> None:
-    slices = plan_prefixes(samples, rows=rows, page_rows=page_rows)
+    slices = plan_prefixes([(one,) for one in samples], rows=rows, page_rows=page_rows)
 
     assert [slice_.closes for slice_ in slices] == [False] * (len(slices) - 1) + [True]
     assert sum(slice_.rows for slice_ in slices) == rows
@@ -329,7 +329,7 @@ def test_only_the_whole_line_of_prefixes_was_counted(samples: list[str], rows: i
 def test_prefixes_share_an_even_sample_evenly(members: int, rows: int, page_rows: int) -> None:
     samples = [f"{number:06}" for number in range(members)]
 
-    slices = plan_prefixes(samples, rows=rows, page_rows=page_rows)
+    slices = plan_prefixes([(one,) for one in samples], rows=rows, page_rows=page_rows)
 
     pieces = min(members, -(-rows // max(1, int(page_rows * 0.92))))
     edges = [0, *(int(str(s.lower.label[0])) for s in slices if s.lower), members]

@@ -34,12 +34,14 @@ class Job:
         folder: Of the DuckDB file and the working directory.
         source: Arguments of the source.
         rows_per_commit: As `run_sync`.
+        tables: Of a sync.
         backfill: Further arguments of `run_backfill`; None for a sync.
     """
 
     folder: Path
     source: Mapping[str, Any]
     rows_per_commit: int
+    tables: tuple[str, ...] = ("events",)
     backfill: Mapping[str, Any] | None = None
 
     @property
@@ -154,7 +156,7 @@ def _run(job: Job, mouth: Connection) -> None:
         )
         arguments = {"rows_per_commit": job.rows_per_commit, **job.source}
         if job.backfill is None:
-            run_sync(pipeline, tables=["events"], **arguments)
+            run_sync(pipeline, tables=job.tables, **arguments)
         else:
             run_backfill(pipeline, **job.backfill, **arguments)
     except BaseException as error:

@@ -1,0 +1,217 @@
+"""The resources of HogQL tables whose rows say when PostHog changed them: groups and sessions.
+
+The first sync reads everything, in slices of the sort key and, where a run commits in parts, a few of them
+a commit. Later ones ask for what has changed since the last began, and replace those rows by key: among
+sessions of the last days, and once a day of the last month, since to look is to read. What is deleted in
+PostHog leaves no change, and stays. Not here: tables without such a cursor (`people`, `events`), pages
+(`pagination`), how dlt is told (`destination`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+from dlt.sources import DltResource
+
+from posthog_source.catalog import HogqlTable
+from posthog_source.client import Client
+from posthog_source.config import Settings, TableSettings
+from posthog_source.destination import Target, build_resource, claim_state, metered
+from posthog_source.pagination import Plan, Reader
+from posthog_source.query import Changed
+from posthog_source.sweeps import take
+from posthog_source.windows import Bound, Label, Slice
+
+UNTIL, LOOKED_AT, START, UNFINISHED = "changed_until", "looked_for_late_changes_at", "start", "unfinished"
+"""Keys of the state: up to when changes are loaded, among late rows too; the start_date from which on rows
+are; a read that earlier commits have begun."""
+
+LATE_EVERY = timedelta(days=1)
+"""How often changes are looked for among old rows."""
+
+logger = logging.getLogger("posthog_source")
+
+
+def build_changing(
+    client: Client,
+    settings: Settings,
+    table: HogqlTable,
+    config: TableSettings,
+    *,
+    clock: Callable[[], datetime],
+) -> DltResource:
+    """A table with a cursor as a dlt resource.
+
+    With `settings.rows_per_commit`, each evaluation reads one commit's worth and says in the metric
+    `rows_left` how much it has left for the next.
+    """
+    stream = _Stream(client, settings, table, config, clock)
+
+    def changing() -> Iterator[Any]:
+        yield from stream.iter_commit()
+
+    return build_resource(table, changing)
+
+
+@dataclass(frozen=True)
+class Read:
+    """What one sync reads, in one commit or several.
+
+    Attributes:
+        started_at: Changes from then on belong to the next.
+        since: Changes from then on belong to this one; None for all rows there are.
+        lower: Where it goes on; None is the table's beginning.
+        is_late: Whether it looks among old rows too.
+    """
+
+    started_at: datetime
+    since: datetime | None = None
+    lower: Bound | None = None
+    is_late: bool = True
+
+    @property
+    def among(self) -> Changed | None:
+        """Which rows."""
+        return Changed(self.since) if self.since else None
+
+
+class _Ledger:
+    """What has been read of one table, in dlt's state of its resource, which is changed in place."""
+
+    def __init__(self, state: dict[str, Any], table: HogqlTable, start: datetime | None) -> None:
+        self._state = state
+        self._table = table
+        self._start = start if table.lookback_days is not None else None
+
+    def next_read(self, now: datetime) -> Read:
+        """What is to be read now."""
+        if found := self._state.get(UNFINISHED):
+            since, at = found["since"], found["at"]
+            lower = Bound(self._parse(found["label"]), None if at is None else int(at))
+            return Read(
+                datetime.fromisoformat(found["started_at"]),
+                datetime.fromisoformat(since) if since else None,
+                lower,
+                found["is_late"],
+            )
+        if UNTIL not in self._state or self._begins_earlier():
+            return Read(now, lower=self._day(self._start))
+        looked_at, until = (datetime.fromisoformat(self._state[key]) for key in (LOOKED_AT, UNTIL))
+        is_late = now - looked_at >= LATE_EVERY
+        days = self._table.late_lookback_days if is_late else self._table.lookback_days
+        since = (looked_at if is_late else until) - timedelta(seconds=self._table.overlap_s)
+        if self._table.lookback_days is None or days is None:
+            return Read(now, since)
+        floor = max(filter(None, (since - timedelta(days=days), self._start)))
+        return Read(now, since, self._day(floor), is_late)
+
+    def _begins_earlier(self) -> bool:
+        known = self._state.get(START)
+        return known is not None and (self._start is None or self._start < datetime.fromisoformat(known))
+
+    def _day(self, at: datetime | None) -> Bound | None:
+        """The place of a day; rows before it are not read."""
+        return Bound((at.astimezone(UTC).date(),)) if at else None
+
+    def record(self, read: Read, left: list[Slice]) -> None:
+        """That a read has come as far as what is left of it."""
+        if left and (lower := left[0].lower):
+            self._state[UNFINISHED] = {
+                "started_at": read.started_at.isoformat(),
+                "since": read.since.isoformat() if read.since else None,
+                "label": [one.isoformat() if isinstance(one, date) else one for one in lower.label],
+                "at": None if lower.at is None else str(lower.at),
+                "is_late": read.is_late,
+            }
+            return
+        self._state.pop(UNFINISHED, None)
+        self._state[UNTIL] = read.started_at.isoformat()
+        if read.is_late:
+            self._state[LOOKED_AT] = read.started_at.isoformat()
+        if read.since is None:
+            self._state[START] = self._start.isoformat() if self._start else None
+
+    def _parse(self, label: list[Any]) -> Label:
+        kinds = (field.kind for field in self._table.sort_key.labels)
+        return tuple(
+            date.fromisoformat(one) if kind == "day" else one for one, kind in zip(label, kinds, strict=True)
+        )
+
+
+class _Stream:
+    """One table of one source, commit by commit; keeps the slices of a read between its commits."""
+
+    def __init__(
+        self,
+        client: Client,
+        settings: Settings,
+        table: HogqlTable,
+        config: TableSettings,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._client = client
+        self._settings = settings
+        self._table = table
+        self._config = config
+        self._clock = clock
+        self._left: list[Slice] = []
+        self._is_complete = not table.is_open
+
+    def iter_commit(self) -> Iterator[Any]:
+        """What the next commit loads."""
+        with metered(self._client, self._settings) as client:
+            target = Target.current(self._settings)
+            reader = self._reader(client, may_repeat=target.can_merge)
+            if not self._is_complete:
+                more = reader.fetch_columns()
+                reader.table = self._table = replace(self._table, columns=self._table.columns + more)
+                self._is_complete = True
+            if target.can_merge:
+                yield from self._iter_read(target, reader)
+            else:
+                yield from self._iter_snapshot(target, reader)
+
+    def _reader(self, client: Client, *, may_repeat: bool) -> Reader:
+        return Reader(
+            client,
+            self._table,
+            project_id=self._settings.project_id,
+            page_rows=self._config.page_rows,
+            look_ahead=self._settings.look_ahead,
+            may_repeat=may_repeat,
+        )
+
+    def _iter_snapshot(self, target: Target, reader: Reader) -> Iterator[Any]:
+        """All rows, where none can be replaced: adding those that changed would leave them twice."""
+        plan = reader.fetch_rest(None)
+        project_id = self._settings.project_id
+        yield from target.load(
+            reader, reader.iter_pages(plan), lambda: target.replace(project_id), rows=plan.rows
+        )
+
+    def _iter_read(self, target: Target, reader: Reader) -> Iterator[Any]:
+        """One commit of what there is to read."""
+        # end_date makes a run a backfill of events, and start_date its beginning.
+        start = None if self._settings.end else self._settings.start
+        ledger = _Ledger(claim_state(self._settings), self._table, start)
+        read = ledger.next_read(self._clock())
+        if not self._left or self._left[0].lower != read.lower:
+            self._left = list(reader.fetch_rest(read.lower, read.among).slices)
+        taken, left = take(self._left, rows=self._settings.rows_per_commit)
+        taken[-1] = replace(taken[-1], closes=True)
+        plan = Plan(self._table.sources[0], None, tuple(taken), read.among)
+        may_move = self._table.lookback_days is not None  # into another slice, when an earlier event comes
+        yield from target.merge(
+            reader,
+            reader.iter_pages(plan) if plan.rows else (),
+            project_id=self._settings.project_id,
+            rows=plan.rows,
+            metrics={"rows_left": sum(slice_.rows for slice_ in left)},
+            may_repeat=may_move and len(taken) > 1,
+        )
+        ledger.record(read, left)
+        self._left = left
