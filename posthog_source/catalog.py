@@ -40,6 +40,9 @@ KINDS: tuple[tuple[str, Kind], ...] = (
 HASH_AXIS = Axis(0, 2**64)
 """`cityHash64`: any 64-bit number."""
 
+HASHES_AXIS = Axis(0, 2**128, step=2**64)
+"""`cityHash64` of one field, and behind it that of another, which tells apart the rows of one value."""
+
 UUID_AXIS = Axis(2**63, 2**63 + 2**62)
 """The second half of a uuid, by which ClickHouse orders them: its variant bits fix the top two, the rest
 is even for random uuids (read_cost.md)."""
@@ -95,15 +98,24 @@ class LabelField:
 
 @dataclass(frozen=True)
 class AxisField:
-    """The field along which one label's rows lie evenly."""
+    """The field along which one label's rows lie evenly.
+
+    Attributes:
+        field: HogQL field.
+        kind: `hash` is its `cityHash64`.
+        then: For a hash: the field whose hash comes next in the sort key.
+    """
 
     field: str
     kind: Literal["hash", "uuid"]
+    then: str = ""
 
     @property
     def axis(self) -> Axis:
         """Its span."""
-        return HASH_AXIS if self.kind == "hash" else UUID_AXIS
+        if self.kind == "uuid":
+            return UUID_AXIS
+        return HASHES_AXIS if self.then else HASH_AXIS
 
 
 @dataclass(frozen=True)
@@ -304,7 +316,7 @@ EVENTS = HogqlTable(
     # ORDER BY (team_id, toDate(timestamp), event, cityHash64(distinct_id), …): query_api.md 5.1
     sort_key=SortKey(
         labels=(LabelField("timestamp", "day"), LabelField("event", "text")),
-        axis=AxisField("distinct_id", "hash"),
+        axis=AxisField("distinct_id", "hash", then="uuid"),
     ),
     page_key=("timestamp", "uuid"),
     time_column="timestamp",

@@ -75,9 +75,10 @@ class Settings:
             ask for up to an hour.
         queries_per_minute: PostHog's limit for a key (query_api.md 2.5).
         queries_per_hour: The same.
-        rows_per_commit: Events that one run reads at most, by whole days or event names, leaving the rest
-            to the next; None reads all there are. `run_sync` sets it, runs until nothing is left, and reads
-            what a killed run has left unloaded again instead of letting dlt load it.
+        rows_per_commit: Events that one run reads at most, by whole days (of which one may have a tenth
+            more) or event names, leaving the rest to the next; None reads all there are. `run_sync` sets
+            it, runs until nothing is left, and reads what a killed run has left unloaded again instead of
+            letting dlt load it.
         meter_reads: Whether to ask PostHog's query_log, once a table, what the queries made it read.
     """
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from posthog_source.windows import Slice, Window, join, split_labels, subtract
+from posthog_source.windows import Count, Slice, Window, join, split_labels, subtract
 
 LOOKED_AT, START, UNFINISHED, BACKFILLS, DONE = (
     "looked_for_arrivals_at", "start", "unfinished", "backfills", "done",
@@ -32,6 +32,7 @@ class Chunk:
             and days to come are read beside it.
         first_event: Name of the event from which on its one day is still to be read.
         part: Counted labels of its one day, when that day is too large for one commit.
+        counts: Its rows by day and name, if they have been counted so.
     """
 
     window: Window
@@ -39,6 +40,7 @@ class Chunk:
     is_main: bool = True
     first_event: str | None = None
     part: Slice | None = None
+    counts: tuple[Count, ...] | None = None
 
     @property
     def event_names(self) -> list[str] | None:

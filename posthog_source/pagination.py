@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -48,7 +49,9 @@ from posthog_source.query import (
     build_count,
     build_count_distinct,
     build_day_counts,
+    build_day_labels,
     build_first_instant,
+    build_heavy_counts,
     build_label_counts,
     build_page,
     build_probe,
@@ -66,13 +69,18 @@ from posthog_source.windows import (
     enclose,
     halve,
     halve_window,
+    line_up,
     plan_prefixes,
     plan_slices,
     split,
+    tell_heavy,
 )
 
 SAMPLES_PER_PAGE = 100
 """Sampled keys per slice: their spacing then varies by about a tenth of a page."""
+
+HEAVY_SHARE = 100
+"""A value of a hash that has a page's rows divided by this is looked at by itself."""
 
 TRUSTED_SHARE = 0.75
 """A page shorter than asked ends its slice when this share of the expected rows has come; else PostHog
@@ -225,24 +233,34 @@ class Reader:
         source = self.table.sources[0]
         return Plan(source, None, tuple(self._fetch_slices(source, None, None, lower, among)), among)
 
-    def fetch_plans(self, window: Window | None, rows: int | None = None) -> list[Plan]:
+    def fetch_plans(
+        self, window: Window | None, rows: int | None = None, counts: Sequence[Count] | None = None
+    ) -> list[Plan]:
         """Cuts the rows into slices of about a page.
 
         Args:
             window: Bounds in time, for a table that has them.
             rows: How many rows there are, if they have been counted; else they are counted first.
+            counts: The same by label, if they have been counted.
         """
-        return [plan for source in self.table.sources for plan in self._fetch_plans(source, window, rows)]
-
-    def fetch_labels(self, window: Window, rows: int, *, start: Label | None = None) -> Slice:
-        """The counted labels of a window of `rows` rows, from the label `start` on: to be cut in parts."""
-        counts = self._iter_label_counts(self.table.sources[0], window, rows)
-        parts = [
-            Part(count.label, count.rows, self._axis)
-            for count in counts
-            if start is None or count.label >= start
+        return [
+            plan for source in self.table.sources for plan in self._fetch_plans(source, window, rows, counts)
         ]
-        return Slice(Bound(start) if start else None, None, tuple(parts))
+
+    def fetch_labels(
+        self,
+        window: Window,
+        rows: int,
+        counts: Sequence[Count] | None = None,
+        *,
+        start: Label | None = None,
+    ) -> Slice:
+        """The counted labels of a window of `rows` rows, from the label `start` on: to be cut in parts."""
+        if counts is None:
+            counts = list(self._iter_label_counts(self.table.sources[0], window, rows))
+        left = [count for count in counts if start is None or count.label >= start]
+        whole = line_up(left, axis=self._axis, start=Bound(start) if start else None)
+        return self._tell_heavy(self.table.sources[0], window, whole)
 
     def plan_slice(self, window: Window, whole: Slice) -> Plan:
         """Cuts a run of counted labels into slices of about a page."""
@@ -259,6 +277,23 @@ class Reader:
                 raise
             first, second = (self.fetch_day_counts(half, late) for half in halves)
             return first | second
+
+    def fetch_day_labels(self, window: Window) -> dict[date, tuple[Count, ...]]:
+        """Rows of a window of few days by day and the label after it, each day's ascending."""
+        try:
+            cells = self._cells(build_day_labels(self.table, self.table.sources[0], window=window), window)
+        except TooHeavyError:
+            halves = halve_window(window)
+            if len(halves) < 2:
+                raise
+            first, second = (self.fetch_day_labels(half) for half in halves)
+            return first | second
+        found = {}
+        for text, names, rows in cells:
+            day = date.fromisoformat(text or "")
+            of_day = sorted(zip(orjson.loads(names or "[]"), orjson.loads(rows or "[]"), strict=True))
+            found[day] = tuple(Count((day, name), int(count)) for name, count in of_day)
+        return found
 
     def plan_among(self, among: Among, *, rows: int, window: Window | None = None) -> Plan:
         """Reads some rows, in one slice. `rows` says how many there are; 0 that nobody has counted them."""
@@ -333,9 +368,12 @@ class Reader:
         sort_key = self.table.sort_key
         return sort_key.axis.axis if sort_key.axis else None
 
-    def _fetch_plans(self, source: str, window: Window | None, rows: int | None) -> list[Plan]:
+    def _fetch_plans(
+        self, source: str, window: Window | None, rows: int | None, counts: Sequence[Count] | None = None
+    ) -> list[Plan]:
         try:
-            return [Plan(source, window, tuple(self._fetch_slices(source, window, rows)))]
+            slices = self._fetch_slices(source, window, rows, counts=counts)
+            return [Plan(source, window, tuple(slices))]
         except TooHeavyError:
             halves = halve_window(window) if window else []
             if len(halves) < 2:
@@ -349,6 +387,7 @@ class Reader:
         rows: int | None,
         lower: Bound | None = None,
         among: Among | None = None,
+        counts: Iterable[Count] | None = None,
     ) -> list[Slice]:
         total = rows
         if total is None:
@@ -365,8 +404,33 @@ class Reader:
         if sort_key.is_sampled:
             samples = list(self._iter_samples(source, total, lower, among))
             return plan_prefixes(samples, rows=total, page_rows=self.page_rows, start=lower)
-        counts = self._iter_label_counts(source, window, total, lower, among)
-        return plan_slices(counts, page_rows=self.page_rows, axis=self._axis, start=lower)
+        if counts is None:
+            counts = self._iter_label_counts(source, window, total, lower, among)
+        whole = line_up(counts, axis=self._axis, start=lower)
+        return split(self._tell_heavy(source, window, whole), page_rows=self.page_rows)
+
+    def _tell_heavy(self, source: str, window: Window | None, whole: Slice) -> Slice:
+        """The slice with labels larger than a page told apart by where on the axis many rows lie together.
+
+        One distinct id may have most of an event's rows, such as that of a server.
+        """
+        large = [part.label for part in whole.parts if part.rows > self.page_rows]
+        if not large or not self.table.sort_key.axis or not self.table.sort_key.axis.then:
+            return whole
+        query = build_heavy_counts(
+            self.table,
+            source,
+            whole,
+            window=window,
+            labels=large,
+            rows=max(1, self.page_rows // HEAVY_SHARE),
+            limit=MAX_PAGE_ROWS,
+        )
+        heavy: dict[Label, dict[int, int]] = {}
+        for *texts, value, rows in self._cells(query, window):
+            label = _label(self.table.sort_key.labels, texts)
+            heavy.setdefault(label, {})[int(value or 0)] = int(rows or 0)
+        return tell_heavy(whole, heavy)
 
     def _iter_label_counts(
         self,

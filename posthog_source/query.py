@@ -17,7 +17,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from itertools import takewhile
 from uuid import UUID
 
-from posthog_source.catalog import AxisField, Column, Condition, HogqlTable, LabelField, SortKey
+from posthog_source.catalog import Column, Condition, HogqlTable, LabelField, SortKey
 from posthog_source.windows import Bound, Label, Slice, Window
 
 MAX_DAYS = 10_000
@@ -174,6 +174,33 @@ def build_label_counts(
     )
 
 
+def build_heavy_counts(
+    table: HogqlTable,
+    source: str,
+    whole: Slice,
+    *,
+    window: Window | None,
+    labels: Sequence[Label],
+    rows: int,
+    limit: int,
+) -> Query:
+    """Counts by sort-key label and hash on the axis, where there are `rows` or more: label, hash, rows.
+
+    Of the labels whose last value is that of one of `labels`.
+    """
+    builder = _Builder(f"posthog_source {table.name} plan")
+    fields = table.sort_key.labels
+    among = Keys(fields[-1].field, tuple(sorted({str(label[-1]) for label in labels})))
+    conditions = builder.in_slice(table, whole, window, among)
+    hash_ = f"cityHash64({_name(table.sort_key.axis.field if table.sort_key.axis else '')})"
+    grouped = [*(_label_expression(one) for one in fields), hash_]
+    cells = ", ".join(f"toString({expression}) AS label_{i}" for i, expression in enumerate(grouped))
+    return builder.query(
+        f"SELECT {cells}, toString(count()) AS row_count {builder.rows(table, source, conditions)} "
+        f"GROUP BY {', '.join(grouped)} HAVING count() >= {rows} ORDER BY {', '.join(grouped)} LIMIT {limit}"
+    )
+
+
 def build_day_counts(table: HogqlTable, source: str, *, window: Window, late: Late | None = None) -> Query:
     """Rows of a window by UTC day, or only those that arrived late: day, rows."""
     builder = _Builder(f"posthog_source {table.name} {'late' if late else 'count'}")
@@ -182,6 +209,22 @@ def build_day_counts(table: HogqlTable, source: str, *, window: Window, late: La
     return builder.query(
         f"SELECT toString({day}) AS day_text, toString(count()) AS row_count {rows} "
         f"GROUP BY {day} ORDER BY {day} LIMIT {MAX_DAYS}"
+    )
+
+
+def build_day_labels(table: HogqlTable, source: str, *, window: Window) -> Query:
+    """Rows of a window by UTC day and the label after it: day, and two JSON arrays, of labels and of rows.
+
+    One row for each day, so that no LIMIT, told or not, cuts one short.
+    """
+    builder = _Builder(f"posthog_source {table.name} count")
+    day, name = (_label_expression(label) for label in table.sort_key.labels)
+    rows = builder.rows(table, source, builder.in_slice(table, Slice(), window))
+    counts = f"SELECT {day} AS label_0, {name} AS label_1, count() AS row_count {rows} GROUP BY {day}, {name}"
+    return builder.query(
+        "SELECT toString(label_0) AS day_text, toJSONString(groupArray(label_1)) AS labels, "
+        f"toJSONString(groupArray(row_count)) AS row_counts FROM ({counts}) AS counts "
+        f"GROUP BY label_0 ORDER BY label_0 LIMIT {MAX_DAYS}"
     )
 
 
@@ -338,7 +381,7 @@ class _Builder:
         """
         lower = _ranges(sort_key, slice_.lower) if slice_.lower else []
         upper = _ranges(sort_key, slice_.upper) if slice_.upper else []
-        shared = _shared_labels(slice_)
+        shared = _shared_values(sort_key, slice_)
         conditions = [condition for place in lower[:shared] for condition in place(self).within]
         if lower[shared:]:
             conditions += self.beyond(lower[shared:], is_inclusive=True)
@@ -487,21 +530,31 @@ def _midnight(table: HogqlTable, bound: Bound | None) -> datetime | None:
     return datetime.combine(bound.label[0], time(), UTC) if is_own else None
 
 
-def _shared_labels(slice_: Slice) -> int:
+def _shared_values(sort_key: SortKey, slice_: Slice) -> int:
     """How many leading values a slice's two ends share, leaving one that tells them apart."""
     if slice_.lower is None or slice_.upper is None:
         return 0
-    pairs = list(zip(slice_.lower.label, slice_.upper.label, strict=True))
-    told = pairs if slice_.upper.at is not None else pairs[:-1]
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], told))
+    lower, upper = ([*one.label, *_hashes(sort_key, one)] for one in (slice_.lower, slice_.upper))
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(lower, upper[:-1], strict=False)))
+
+
+def _hashes(sort_key: SortKey, bound: Bound) -> list[int]:
+    """A place on the axis as the values that are compared: the second hash only where it matters."""
+    if bound.at is None or sort_key.axis is None:
+        return []
+    if not sort_key.axis.then:
+        return [bound.at]
+    first, then = divmod(bound.at, sort_key.axis.axis.step)
+    return [first, then] if then else [first]
 
 
 def _ranges(sort_key: SortKey, bound: Bound) -> list[_RangeOf]:
     """The comparisons of a place on the line, outermost first."""
     ranges = [_label_range(label, value) for label, value in zip(sort_key.labels, bound.label, strict=True)]
-    if bound.at is not None and sort_key.axis is not None:
-        ranges.append(_axis_range(sort_key.axis, bound.at))
-    return ranges
+    if (axis := sort_key.axis) is None:
+        return ranges
+    values = zip((axis.field, axis.then), _hashes(sort_key, bound), strict=False)
+    return [*ranges, *(_axis_range(axis.kind, name, at) for name, at in values)]
 
 
 def _label_range(label: LabelField, value: date | str | int) -> _RangeOf:
@@ -510,11 +563,11 @@ def _label_range(label: LabelField, value: date | str | int) -> _RangeOf:
     return lambda builder: _plain_range(_name(label.field), builder.value(value))
 
 
-def _axis_range(axis: AxisField, at: int) -> _RangeOf:
-    if axis.kind == "hash":
-        return lambda builder: _plain_range(f"cityHash64({_name(axis.field)})", builder.value(at))
+def _axis_range(kind: str, field_name: str, at: int) -> _RangeOf:
+    if kind == "hash":
+        return lambda builder: _plain_range(f"cityHash64({_name(field_name)})", builder.value(at))
     # ClickHouse compares the second half first, so a zero first half is the half's beginning.
-    return lambda _: _plain_range(_name(axis.field), f"toUUID('{UUID(int=at)}')")
+    return lambda _: _plain_range(_name(field_name), f"toUUID('{UUID(int=at)}')")
 
 
 def _plain_range(name: str, value: str) -> _Range:

@@ -58,7 +58,7 @@ def run_sync(
         pipeline: Where to; its working directory may be new each time.
         source: `posthog_source`, or a clone of it.
         tables: Which; all by default.
-        rows_per_commit: Events in one load, at most (a larger event of one day is not cut).
+        rows_per_commit: Events in one load, at most; a day may have a tenth more, one event is not cut.
         budget: When to stop early, at the end of a commit.
         settings: Arguments of the source.
 

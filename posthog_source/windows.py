@@ -3,8 +3,8 @@
 ClickHouse keeps a table sorted by its sort key and reads whole runs of it, so a question is cheap when
 it asks for one contiguous run, and dear when it asks for rows scattered by time (read_cost.md). Here a
 table is a *line* of counted labels (for events: day, then event name), each label uniform along an
-*axis* (for events: `cityHash64(distinct_id)`). Cutting that line every so many rows gives slices of
-about one page, wherever days and names begin or end.
+*axis* (for events: `cityHash64(distinct_id)`), but for the heavy values that were counted too. Cutting
+that line every so many rows gives slices of about one page, wherever days and names begin or end.
 
 Not here: HogQL (`query`), asking (`pagination`).
 """
@@ -16,11 +16,15 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
+from math import sqrt
 
 FILL = 0.92
-"""How full a planned page is: an axis cut by hashes is a guess, and a row too many costs a second query
-that reads the slice again."""
+"""How full a planned page is at least: an axis cut by hashes is a guess, and a row too many costs a second
+query that reads the slice again."""
+
+SPREAD = 8
+"""And how far below full it need not be, in square roots of its rows, by which such guesses err."""
 
 Label = tuple[date | str | int, ...]
 """The leading values of a sort key, in its own order: `(day, event)` for events, `()` for persons."""
@@ -42,10 +46,15 @@ class Window:
 
 @dataclass(frozen=True)
 class Axis:
-    """Whole numbers `[start, end)` along which the rows of one label lie evenly."""
+    """Whole numbers `[start, end)` along which the rows of one label lie evenly.
+
+    Attributes:
+        step: It is cut at its multiples, unless many rows lie inside one.
+    """
 
     start: int
     end: int
+    step: int = 1
 
 
 @dataclass(frozen=True)
@@ -162,6 +171,12 @@ def pack_days(days: Mapping[date, int], window: Window, *, rows: int) -> list[tu
     return [*packed, (Window(start, window.end), held)]
 
 
+def touches(window: Window, day: date) -> bool:
+    """Whether a part of a UTC day lies in the window."""
+    (whole,) = windows_of_days([day])
+    return window.start < whole.end and whole.start < window.end
+
+
 def cut_days(window: Window, *, parts: int) -> list[Window]:
     """Cuts a window at UTC midnights into at most `parts` windows of about equal time: always the same."""
     days = max(1, -(-(window.end - window.start) // timedelta(days=1)))
@@ -185,10 +200,26 @@ def plan_slices(
         axis: The axis of every label, or None when a label cannot be cut.
         start: The first place; None is the line's beginning. Nothing before it was counted.
     """
+    return split(line_up(counts, axis=axis, start=start), page_rows=page_rows)
+
+
+def line_up(counts: Iterable[Count], *, axis: Axis | None, start: Bound | None = None) -> Slice:
+    """A counted line as one slice; see `plan_slices`."""
     parts = [Part(count.label, count.rows, axis) for count in counts if count.rows > 0]
     if start and start.at is not None and axis and parts and parts[0].label == start.label:
-        parts[0] = replace(parts[0], axis=Axis(start.at, axis.end))
-    return split(Slice(start, parts=tuple(parts)), page_rows=page_rows)
+        parts[0] = replace(parts[0], axis=replace(axis, start=start.at))
+    return Slice(start, parts=tuple(parts))
+
+
+def tell_heavy(whole: Slice, heavy: Mapping[Label, Mapping[int, int]]) -> Slice:
+    """The slice with its parts told apart where one step of the axis has many rows.
+
+    Args:
+        whole: Of labels that are whole.
+        heavy: By label, the rows of those steps, by their number.
+    """
+    parts = (piece for part in whole.parts for piece in _pieces(part, heavy.get(part.label, {})))
+    return replace(whole, parts=tuple(parts))
 
 
 def split(whole: Slice, *, page_rows: int) -> list[Slice]:
@@ -197,7 +228,7 @@ def split(whole: Slice, *, page_rows: int) -> list[Slice]:
     Returns:
         The slice itself, alone, when it is small enough or nothing in it can be cut.
     """
-    target = max(1, int(page_rows * FILL))
+    target = max(1, int(max(page_rows * FILL, page_rows - SPREAD * sqrt(page_rows))))
     pieces = -(-whole.rows // target)
     if pieces <= 1:
         return [whole]
@@ -215,12 +246,14 @@ def split_labels(whole: Slice, *, rows: int) -> list[Slice]:
     """Cuts a slice between labels into slices of at most `rows` rows; a label that has more stays alone."""
     slices: list[Slice] = []
     lower, held, held_rows = whole.lower, list[Part](), 0
-    for part in whole.parts:
-        if held and held_rows + part.rows > rows:
-            slices.append(Slice(lower, Bound(part.label), tuple(held)))
-            lower, held, held_rows = Bound(part.label), [], 0
-        held.append(part)
-        held_rows += part.rows
+    for label, group in groupby(whole.parts, key=lambda part: part.label):
+        parts = list(group)
+        label_rows = sum(part.rows for part in parts)
+        if held and held_rows + label_rows > rows:
+            slices.append(Slice(lower, Bound(label), tuple(held)))
+            lower, held, held_rows = Bound(label), [], 0
+        held += parts
+        held_rows += label_rows
     return [*slices, Slice(lower, whole.upper, tuple(held), whole.closes)]
 
 
@@ -271,32 +304,63 @@ def _cuts(parts: Sequence[Part], *, pieces: int, slack: float) -> Iterator[Bound
     for piece in range(1, pieces):
         row = edges[-1] * piece / pieces
         index = bisect_left(edges, row) - 1
-        row, place = _place(parts[index], row, edges[index], edges[index + 1], slack)
-        if place is None and index + 1 < len(parts):
-            place = Bound(parts[index + 1].label)
-        if place is not None and last_row < row < edges[-1]:
+        row, at = _place(parts[index], row, edges[index], edges[index + 1], slack)
+        if last_row < row < edges[-1]:
             last_row = row
-            yield place
+            yield Bound(parts[index].label, at) if at else _edge(parts, index + (row > edges[index]))
 
 
-def _place(part: Part, row: float, first: int, last: int, slack: float) -> tuple[float, Bound | None]:
-    """Where to cut a part that spans rows `first` to `last`: row and place; no place means its far edge."""
+def _place(part: Part, row: float, first: int, last: int, slack: float) -> tuple[float, int | None]:
+    """Where to cut a part that spans rows `first` to `last`: row, and where on the axis if on no edge."""
     if row - first <= slack:
-        return first, Bound(part.label)
+        return first, None
     if part.axis is None or last - row <= slack:
         return last, None
-    at = part.axis.start + int((part.axis.end - part.axis.start) * (row - first) / part.rows)
-    if part.axis.start < at < part.axis.end:
-        return row, Bound(part.label, at)
-    return last, None
+    axis = part.axis
+    at = axis.start + int((axis.end - axis.start) * (row - first) / part.rows)
+    at -= at % axis.step
+    return (row, at) if axis.start < at < axis.end else (last, None)
+
+
+def _edge(parts: Sequence[Part], index: int) -> Bound:
+    """Where a part begins: with its label, or after another part of that label."""
+    part = parts[index]
+    goes_on = index > 0 and parts[index - 1].label == part.label
+    return Bound(part.label, part.axis.start if goes_on and part.axis else None)
 
 
 def _take_before(parts: deque[Part], cut: Bound) -> Iterator[Part]:
     """Takes from the left what lies before the place; a part across it is cut in two."""
-    while parts and parts[0].label < cut.label:
+    while parts and _ends_before(parts[0], cut):
         yield parts.popleft()
-    if cut.at is not None and parts and parts[0].axis is not None:
-        part, axis = parts[0], parts[0].axis
-        rows = round(part.rows * (cut.at - axis.start) / (axis.end - axis.start))
-        parts[0] = replace(part, rows=part.rows - rows, axis=Axis(cut.at, axis.end))
-        yield replace(part, rows=rows, axis=Axis(axis.start, cut.at))
+    if not parts or parts[0].axis is None or cut.at is None or cut.at <= parts[0].axis.start:
+        return
+    part, axis = parts[0], parts[0].axis
+    rows = round(part.rows * (cut.at - axis.start) / (axis.end - axis.start))
+    parts[0] = replace(part, rows=part.rows - rows, axis=replace(axis, start=cut.at))
+    yield replace(part, rows=rows, axis=replace(axis, end=cut.at))
+
+
+def _ends_before(part: Part, cut: Bound) -> bool:
+    if part.label != cut.label:
+        return part.label < cut.label
+    return cut.at is not None and part.axis is not None and part.axis.end <= cut.at
+
+
+def _pieces(part: Part, heavy: Mapping[int, int]) -> Iterator[Part]:
+    """A label's heavy steps, each by itself, and what lies evenly between them."""
+    if part.axis is None or not heavy:
+        yield part
+        return
+    axis, step = part.axis, part.axis.step
+    light = left = max(0, part.rows - sum(heavy.values()))
+    width = axis.end - axis.start - step * len(heavy)
+    at = axis.start
+    for number, rows in sorted(heavy.items()):
+        between = light * (number * step - at) // width
+        if between:
+            yield Part(part.label, between, Axis(at, number * step, step))
+        yield Part(part.label, rows, Axis(number * step, (number + 1) * step))
+        at, left = (number + 1) * step, left - between
+    if left:
+        yield Part(part.label, left, Axis(at, axis.end, step))

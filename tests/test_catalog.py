@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
 from typing import get_args
 
 import pytest
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from posthog_source.catalog import (
     EVENTS,
     HASH_AXIS,
+    HASHES_AXIS,
     PERSON_DISTINCT_IDS,
     PERSONS,
     PROJECT_ID,
@@ -31,6 +31,7 @@ from posthog_source.catalog import (
 )
 from posthog_source.config import EventsSettings
 from posthog_source.errors import SettingsError
+from posthog_source.windows import Axis
 
 HOGQL_TABLES = [table for table in TABLES if isinstance(table, HogqlTable)]
 REST_TABLES = [table for table in TABLES if isinstance(table, RestTable)]
@@ -118,7 +119,9 @@ def test_the_page_key_tells_apart_all_rows_that_the_primary_key_does(table: Hogq
 @each_hogql_table
 def test_the_sort_key_is_made_of_fields_that_are_always_there(table: HogqlTable) -> None:
     sort_key = table.sort_key
-    named = [label.field for label in sort_key.labels] + ([sort_key.axis.field] if sort_key.axis else [])
+    axis = sort_key.axis
+    named = [label.field for label in sort_key.labels] + ([axis.field, axis.then] if axis else [])
+    named = [name for name in named if name]
     required = {column.source for column in table.columns if column.is_required}
 
     assert named
@@ -181,11 +184,10 @@ def test_a_rest_list_is_keyed_by_its_items_id(table: RestTable) -> None:
     assert table.column(item_id).source == item_id
 
 
-@pytest.mark.parametrize("axis", [HASH_AXIS, UUID_AXIS])
-def test_an_axis_is_a_span_of_64_bit_numbers(axis: object) -> None:
-    ends = [getattr(axis, name.name) for name in fields(axis)]  # type: ignore[arg-type]
-
-    assert 0 <= ends[0] < ends[1] <= 2**64
+@pytest.mark.parametrize("axis", [HASH_AXIS, HASHES_AXIS, UUID_AXIS])
+def test_an_axis_is_a_span_of_64_bit_numbers_once_or_twice(axis: Axis) -> None:
+    assert 0 <= axis.start < axis.end <= 2**64 * axis.step
+    assert axis.step in (1, 2**64)
 
 
 def test_a_table_without_some_columns_keeps_the_others_in_order() -> None:
@@ -216,7 +218,8 @@ def test_events_are_sorted_as_posthog_sorts_them() -> None:
         ("event", "text"),
     ]
     assert sort_key.axis is not None
-    assert (sort_key.axis.field, sort_key.axis.axis) == ("distinct_id", HASH_AXIS)
+    assert (sort_key.axis.field, sort_key.axis.then) == ("distinct_id", "uuid")
+    assert sort_key.axis.axis == HASHES_AXIS
 
 
 def test_persons_are_cut_by_the_half_of_the_id_that_clickhouse_sorts_by() -> None:

@@ -31,7 +31,7 @@ from posthog_source.errors import (
     TooHeavyError,
 )
 from posthog_source.pagination import Reader
-from posthog_source.windows import Window
+from posthog_source.windows import FILL, Window
 from tests.conftest import (
     NO_LIMITS,
     PLAIN_EVENTS,
@@ -626,3 +626,18 @@ def test_memory_holds_pages_and_not_the_table(tied: Project, fake_time: FakeTime
 
     assert len(plan.slices) >= 18
     assert asked <= 4
+
+
+def test_an_event_of_mostly_one_distinct_id_is_read_a_page_at_a_time(
+    server: Server, fake_time: FakeTime
+) -> None:
+    project = server.project(settings={"rate_limits": NO_LIMITS})
+    add_events(project, 3_000, distinct_id=["server" if i % 4 else f"user {i}" for i in range(3_000)])
+    with client_of(project, fake_time) as client:
+        reader = reader_of(client, project, page_rows=200)
+        (plan,) = reader.fetch_plans(TEST_DAY)
+        pages = list(reader.iter_pages(plan))
+
+    assert len(set(column(pages))) == 3_000
+    assert len(pages) == len(plan.slices) <= 3_000 / 200 / FILL + 1
+    assert max(page.num_rows for page in pages) < 200

@@ -7,7 +7,9 @@ their halves swapped, stand in for both.
 
 from __future__ import annotations
 
+import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -40,7 +42,9 @@ from posthog_source.query import (
     build_count,
     build_count_distinct,
     build_day_counts,
+    build_day_labels,
     build_first_instant,
+    build_heavy_counts,
     build_label_counts,
     build_page,
     build_probe,
@@ -49,7 +53,18 @@ from posthog_source.query import (
     selected,
     utc,
 )
-from posthog_source.windows import Bound, Count, Slice, Window, halve, plan_prefixes, plan_slices
+from posthog_source.windows import (
+    Bound,
+    Count,
+    Label,
+    Slice,
+    Window,
+    halve,
+    line_up,
+    plan_prefixes,
+    split,
+    tell_heavy,
+)
 
 MICROSECOND = timedelta(microseconds=1)
 MIDNIGHT = datetime(2026, 1, 2, tzinfo=UTC)
@@ -111,6 +126,11 @@ def questions_of_plans(table: HogqlTable, source: str, window: Window | None) ->
     if label := some_label(table):
         for last in (None, label):
             yield build_label_counts(table, source, window=window, after=last, limit=MAX_PAGE_ROWS)
+    if label and table.sort_key.axis and table.sort_key.axis.then:
+        whole = Slice(Bound(label))
+        yield build_heavy_counts(
+            table, source, whole, window=window, labels=[label], rows=9, limit=MAX_PAGE_ROWS
+        )
     if table.sort_key.is_sampled:
         for key in (None, some_label(table)):
             yield build_sample(table, source, one_in=10, after=key, limit=MAX_PAGE_ROWS)
@@ -123,6 +143,7 @@ def all_questions(table: HogqlTable) -> Iterator[Query]:
             yield from questions_of_plans(table, source, window)
         if table.time_column:
             yield build_first_instant(table, source)
+            yield build_day_labels(table, source, window=WINDOW)
         for column in selected(table):
             yield build_probe(table, source, column)
 
@@ -136,8 +157,12 @@ def some_questions(table: HogqlTable) -> dict[str, Query]:
         "build_count_distinct": build_count_distinct(table, "events", Slice(), window=WINDOW, among=late),
         "build_label_counts": build_label_counts(table, "events", window=WINDOW, after=None, limit=10),
         "build_day_counts": build_day_counts(table, "events", window=WINDOW, late=late),
+        "build_day_labels": build_day_labels(table, "events", window=WINDOW),
         "build_sample": build_sample(table, "events", one_in=10, after=None, limit=10),
         "build_first_instant": build_first_instant(table, "events"),
+        "build_heavy_counts": build_heavy_counts(
+            table, "events", Slice(), window=None, labels=[(MIDNIGHT.date(), "A")], rows=9, limit=10
+        ),
         "build_probe_condition": build_probe_condition(table, "events"),
     }
 
@@ -201,9 +226,9 @@ def test_every_quoted_text_is_a_time_or_a_uuid_or_a_zone() -> None:
 
 
 def test_every_question_is_one_select_with_a_limit_and_never_an_offset() -> None:
-    for table, query in ALL_QUESTIONS:
+    for _, query in ALL_QUESTIONS:
         words = outside_text(query)
-        depth = 2 if table.version_field and "probe" not in query.name else 1
+        depth = 1 + words.count("(SELECT ")
         found = re.search(r" LIMIT (\d+)$", words)
         assert found is not None
         assert 1 <= int(found[1]) <= MAX_PAGE_ROWS
@@ -335,7 +360,7 @@ def test_a_cursor_of_the_wrong_width_is_never_sent() -> None:
 
 
 def test_a_question_of_two_fields_reads_like_this() -> None:
-    cut = Slice(lower=Bound((date(2026, 1, 2), "a"), 5))
+    cut = Slice(lower=Bound((date(2026, 1, 2), "a"), 5 << 64))
 
     query = build_count(EVENTS, "events", cut, window=WINDOW)
 
@@ -352,18 +377,23 @@ def test_a_question_of_two_fields_reads_like_this() -> None:
 
 def test_what_both_ends_of_a_slice_have_in_common_is_said_once() -> None:
     day = date(2026, 1, 2)
-    in_event = Slice(Bound((day, "a"), 5), Bound((day, "a"), 9))
-    in_day = Slice(Bound((day, "a"), 5), Bound((day, "b")))
+    in_value = Slice(Bound((day, "a"), 5 << 64 | 3), Bound((day, "a"), 5 << 64 | 9))
+    in_event = Slice(Bound((day, "a"), 5 << 64), Bound((day, "a"), 9 << 64))
+    in_day = Slice(Bound((day, "a"), 5 << 64), Bound((day, "b")))
     bounds = (
         "WHERE timestamp >= toDateTime64('2026-01-02 00:00:00.000000', 6, 'UTC')"
         " AND timestamp <= toDateTime64('2026-01-02 23:59:59.999999', 6, 'UTC')"
     )
 
-    of_event, of_day = (
+    of_value, of_event, of_day = (
         build_count(EVENTS, "events", cut, window=WINDOW).text.partition("WHERE")[2]
-        for cut in (in_event, in_day)
+        for cut in (in_value, in_event, in_day)
     )
 
+    assert f"WHERE{of_value}" == (
+        f"{bounds} AND event = {{v0}} AND cityHash64(distinct_id) = {{v1}}"
+        " AND cityHash64(uuid) >= {v2} AND cityHash64(uuid) < {v3} LIMIT 1"
+    )
     assert f"WHERE{of_event}" == (
         f"{bounds} AND event = {{v0}} AND cityHash64(distinct_id) >= {{v1}}"
         " AND cityHash64(distinct_id) < {v2} LIMIT 1"
@@ -400,6 +430,7 @@ def translated(query: Query) -> tuple[str, dict[str, object]]:
     text = re.sub(r"cityHash64\((\w+)\)", r"hash_of_\1", text)
     text = re.sub(r"modulo\((\w+), (\d+)\)", r"(\1 % \2)", text)
     text = re.sub(r"uniqExact\(tuple\(([^()]*)\)\)", r"count(DISTINCT row(\1))", text)
+    text = re.sub(r"toJSONString\(groupArray\((\w+)\)\)", r"CAST(to_json(list(\1)) AS VARCHAR)", text)
     text = re.sub(r"toJSONString\((`?\$?\w+`?)\)", r"CAST(to_json(\1) AS VARCHAR)", text)
     text = re.sub(r"toDate\((`?\$?\w+`?)\)", r"CAST(\1 AS DATE)", text)
     text = re.sub(r"toString\(((?:[^()]|\((?:[^()]|\([^()]*\))*\))*)\)", r"CAST(\1 AS VARCHAR)", text)
@@ -419,6 +450,7 @@ def schemas() -> dict[str, pa.Schema]:
         columns |= {name: pa.struct([("properties", pa.string())]) for name in structs}
         columns |= {
             "hash_of_distinct_id": pa.uint64(),
+            "hash_of_uuid": pa.uint64(),
             "hash_of_session_id": pa.uint64(),
             "hash_of_key": pa.uint64(),
             "is_deleted": pa.int64(),
@@ -510,7 +542,8 @@ class Line:
         if sort_key.axis is None:
             return (label, 0)
         if sort_key.axis.kind == "hash":
-            return (label, row[f"hash_of_{sort_key.axis.field}"])
+            at = row[f"hash_of_{sort_key.axis.field}"]
+            return (label, at << 64 | row[f"hash_of_{sort_key.axis.then}"] if sort_key.axis.then else at)
         return (label, UUID(row[sort_key.axis.field]).int >> 64)  # stored with the halves swapped
 
     def slices(self, page_rows: int) -> list[Slice]:
@@ -519,7 +552,20 @@ class Line:
             samples = [count.label for count in self.counts]
             return plan_prefixes(samples, rows=len(self.rows), page_rows=page_rows)
         axis = sort_key.axis.axis if sort_key.axis else None
-        return plan_slices(self.counts, page_rows=page_rows, axis=axis)
+        whole = line_up(self.counts, axis=axis)
+        if sort_key.axis and sort_key.axis.then:
+            whole = tell_heavy(whole, self.heavy())
+        return split(whole, page_rows=page_rows)
+
+    def heavy(self) -> dict[Label, dict[int, int]]:
+        """Values of the first hash that two rows of a label share."""
+        found: dict[Label, dict[int, int]] = {}
+        for row in self.rows:
+            fields = self.table.sort_key.labels
+            label = tuple(row[f.field].date() if f.kind == "day" else row[f.field] for f in fields)
+            values = found.setdefault(label, {})
+            values[row["hash_of_distinct_id"]] = values.get(row["hash_of_distinct_id"], 0) + 1
+        return {label: {v: n for v, n in values.items() if n > 1} for label, values in found.items()}
 
     def key(self, row: Row) -> tuple[Cell, ...]:
         named = {c.name: row.get(c.source) for c in self.table.columns}
@@ -581,6 +627,7 @@ ROW_FIELDS: Mapping[str, Mapping[str, st.SearchStrategy[Any]]] = {
         "timestamp": near_midnight,
         "distinct_id": distinct_ids,
         "hash_of_distinct_id": hashes,
+        "hash_of_uuid": hashes,
     },
     "persons": {
         "id": uuid_texts,
@@ -706,9 +753,10 @@ def test_the_halves_of_a_slice_hold_its_rows_between_them(line: Line) -> None:
     assert sum(rows) == number(connection, build_count(table, source, whole, window=line.window))
 
 
-@pytest.mark.parametrize("label", [("A",), ("A", 5)])
+@pytest.mark.parametrize("label", [("A",), ("A", 5 << 64), ("A", 5 << 64 | 7)])
 def test_a_slice_that_ends_where_it_begins_has_no_rows(label: tuple[Any, ...]) -> None:
-    row = {"uuid": UUID_TEXT, "event": "A", "distinct_id": "a", "hash_of_distinct_id": 5}
+    hashes = {"hash_of_distinct_id": 5, "hash_of_uuid": 7}
+    row = {"uuid": UUID_TEXT, "event": "A", "distinct_id": "a", **hashes}
     connection = stored("events", [{**row, "timestamp": MIDNIGHT.replace(tzinfo=None)}])
     place = Bound((MIDNIGHT.date(), label[0]), *label[1:])
 
@@ -754,6 +802,44 @@ def test_labels_are_counted_each_once_in_order_page_after_page(line: Line, limit
     inside = [line.place(row)[0] for row in line.rows if line.is_inside(row)]
     expected = sorted((label, inside.count(label)) for label in set(inside))
     assert [(tuple(encoded(value) for value in label), rows) for label, rows in counted] == expected
+
+
+@given(line=st.sampled_from([EVENTS, CHOSEN]).flatmap(lines), rows=st.integers(1, 3))
+@settings(deadline=None, max_examples=60)
+def test_hashes_that_many_rows_share_are_counted_label_by_label(line: Line, rows: int) -> None:
+    inside = [row for row in line.rows if line.is_inside(row)]
+    places = Counter(
+        (str(row["timestamp"].date()), encoded(row["event"]), row["hash_of_distinct_id"]) for row in inside
+    )
+    labels = [count.label for count in line.counts]
+    query = build_heavy_counts(
+        line.table, "events", Slice(), window=line.window, labels=labels, rows=rows, limit=100
+    )
+
+    found = {tuple(row.values()) for row in answer(stored("events", line.rows), query)}
+
+    names = {encoded(label[-1]) for label in labels}
+    assert {(day, encoded(event), int(value), int(count)) for day, event, value, count in found} == {
+        (*place, count) for place, count in places.items() if count >= rows and place[1] in names
+    }
+
+
+@given(line=st.sampled_from([EVENTS, CHOSEN]).flatmap(lines))
+@settings(deadline=None, max_examples=60)
+def test_days_are_counted_by_name_in_one_answer(line: Line) -> None:
+    window = line.window or Window(MIDNIGHT - timedelta(days=9), MIDNIGHT + timedelta(days=9))
+    query = build_day_labels(line.table, "events", window=window)
+
+    found = Counter(
+        {
+            (row["day_text"], name): rows
+            for row in answer(stored("events", line.rows), query)
+            for name, rows in zip(json.loads(row["labels"]), json.loads(row["row_counts"]), strict=True)
+        }
+    )
+
+    inside = [row for row in line.rows if line.is_inside(row)]
+    assert found == Counter((str(row["timestamp"].date()), row["event"]) for row in inside)
 
 
 @given(line=lines(PERSON_DISTINCT_IDS), one_in=st.integers(1, 4), limit=st.integers(1, 5))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from posthog_source.catalog import HASH_AXIS, UUID_AXIS
+from posthog_source.catalog import HASH_AXIS, HASHES_AXIS, UUID_AXIS
 from posthog_source.windows import (
     Axis,
     Bound,
@@ -27,12 +27,14 @@ from posthog_source.windows import (
     halve,
     halve_window,
     join,
+    line_up,
     pack_days,
     plan_prefixes,
     plan_slices,
     split,
     split_labels,
     subtract,
+    tell_heavy,
 )
 
 DAY = timedelta(days=1)
@@ -44,7 +46,7 @@ labels = st.tuples(
 label_sets = st.sets(labels, max_size=30)
 row_counts = st.one_of(st.integers(0, 50), st.integers(0, 5_000), st.integers(0, 10_000_000))
 page_sizes = st.one_of(st.integers(1, 20), st.integers(1, 50_000))
-axes = st.sampled_from([HASH_AXIS, UUID_AXIS])
+axes = st.sampled_from([HASH_AXIS, HASHES_AXIS, UUID_AXIS])
 instants = st.datetimes(datetime(2000, 1, 1), datetime(2040, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
 
 
@@ -280,6 +282,41 @@ def test_a_cut_near_a_labels_edge_is_made_on_the_edge() -> None:
     assert [slice_.upper for slice_ in slices] == [Bound(("b",)), None]
     assert [slice_.rows for slice_ in slices] == [90, 94]
     assert all(slice_.closes for slice_ in slices)
+
+
+def test_a_step_of_many_rows_is_cut_inside_and_the_others_around_it() -> None:
+    step = HASHES_AXIS.step
+    whole = tell_heavy(line_up([Count(("a",), 1_000)], axis=HASHES_AXIS), {("a",): {2**63: 500}})
+
+    slices = split(whole, page_rows=109)
+
+    assert_follow(slices)
+    assert [slice_.rows for slice_ in slices] == [100] * 10
+    places = [slice_.upper.at or 0 for slice_ in slices if slice_.upper]
+    inside = [at for at in places if 2**63 * step < at < (2**63 + 1) * step]
+    assert len(inside) >= 4
+    assert [at for at in places if at % step and at not in inside] == []
+
+
+@given(line=counted_lines(), data=st.data())
+@settings(deadline=None)
+def test_telling_heavy_steps_apart_loses_no_row_and_leaves_no_gap(
+    line: tuple[list[Count], int], data: st.DataObject
+) -> None:
+    counts, page_rows = line
+    steps = st.integers(0, 3) | st.integers(2**64 - 3, 2**64 - 1) | st.integers(0, 2**64 - 1)
+    heavy = {}
+    for count in counts:
+        numbers = data.draw(st.sets(steps, max_size=3))
+        heavy[count.label] = {number: count.rows // 4 for number in numbers if count.rows >= 4}
+
+    slices = split(tell_heavy(line_up(counts, axis=HASHES_AXIS), heavy), page_rows=page_rows)
+
+    assert_follow(slices)
+    assert sum(slice_.rows for slice_ in slices) == sum(count.rows for count in counts)
+    for slice_ in slices:
+        assert slice_.rows == sum(part.rows for part in slice_.parts)
+        assert [part.label for part in slice_.parts] == sorted(part.label for part in slice_.parts)
 
 
 def test_labels_that_cannot_be_cut_stay_whole() -> None:
@@ -553,6 +590,16 @@ def test_labels_are_split_on_their_edges_and_only_one_alone_is_too_large(
         assert before.upper == Bound(after.parts[0].label)
         assert before.rows + after.parts[0].rows > rows
     assert all(piece.closes for piece in pieces)
+
+
+def test_a_label_with_a_heavy_step_is_not_torn_apart() -> None:
+    counts = [Count((name,), 100) for name in "abc"]
+    whole = tell_heavy(line_up(counts, axis=HASHES_AXIS), {(name,): {5: 60} for name in "abc"})
+
+    pieces = split_labels(whole, rows=150)
+
+    assert [piece.upper for piece in pieces] == [Bound(("b",)), Bound(("c",)), None]
+    assert [piece.rows for piece in pieces] == [100, 100, 100]
 
 
 def test_labels_of_no_rows_are_one_piece_to_the_open_end() -> None:
