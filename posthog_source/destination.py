@@ -22,7 +22,7 @@ from dlt.common.destination import Destination
 from dlt.common.destination.capabilities import DestinationCapabilitiesContext
 from dlt.common.pipeline import PipelineContext
 from dlt.common.schema.typing import TDeleteInsertStrategyDict, TTableSchemaColumns
-from dlt.destinations.exceptions import DatabaseUndefinedRelation
+from dlt.destinations.exceptions import DatabaseUndefinedRelation, DestinationConnectionError
 from dlt.sources import DltResource
 
 from posthog_source.arrow import schema_of
@@ -356,7 +356,10 @@ class Target:
         """Whether there is nothing yet that a load would replace, nor dlt may resume the load by itself."""
         if self._may_resume:
             return False
-        return not any(row_count for ((row_count,),) in self._select("count(*)", table, scope))
+        try:
+            return not any(row_count for ((row_count,),) in self._select("count(*)", table, scope))
+        except DestinationConnectionError:  # such as a DuckDB file that a load beside this one has open
+            return False
 
     def iter_stored(
         self, table: Table, names: Sequence[str], where: str

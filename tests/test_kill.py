@@ -32,7 +32,7 @@ from tests.exact import differences, documented_view, loaded_events, true_events
 from tests.programs.sync import STEPS, Job, Moment, Process, Step
 
 SEED = int(os.environ.get("POSTHOG_SEED", "1"))
-KILLS = int(os.environ.get("POSTHOG_KILLS", "6"))
+KILLS = int(os.environ.get("POSTHOG_KILLS", "10"))
 COMMITS = 3
 """Of a run: two for a day that is cut in two, one for what is left; then comes its report."""
 START = datetime.combine(datetime.now(UTC).date() - timedelta(days=9), clock_time(), UTC)

@@ -104,8 +104,9 @@ def place(tmp_path: Path) -> Warehouse:
 
 @pytest.fixture
 def town(busy_project: Project) -> Project:
-    """Thirty people who have done something, each under two ids."""
-    busy_project.capture(*(event("seen", f"user-{n}", **{"$set": {"n": n}}) for n in range(30)))
+    """Thirty people who have done something, each under two ids; long enough ago for a first sync to read."""
+    before = datetime.now(UTC) - timedelta(minutes=2)
+    busy_project.capture(*(event("seen", f"user-{n}", before, **{"$set": {"n": n}}) for n in range(30)))
     busy_project.capture(*(identify(f"user-{n}", f"anon-{n}") for n in range(30)))
     return busy_project
 
