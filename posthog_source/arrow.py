@@ -116,7 +116,7 @@ def to_table(
         UnexpectedAnswerError: A column more or less, a cell that its type does not take, or a null where
             the table allows none.
     """
-    asked = [c for c in table.columns if not c.is_added and c.name not in absent]
+    asked = [column for column in table.asked if column.name not in absent]
     if len(asked) != len(answer.columns):
         raise UnexpectedAnswerError(
             f"{table.name}: PostHog answered {len(answer.columns)} columns to a question for {len(asked)}."
@@ -136,10 +136,9 @@ def items_to_table(items: Sequence[Mapping[str, object]], table: Table, *, proje
     Raises:
         UnexpectedAnswerError: As `to_table`.
     """
-    columns = [column for column in table.columns if not column.is_added]
     texts = tuple(
         pa.array([_item_text(item.get(column.source), column.kind) for item in items], pa.string())
-        for column in columns
+        for column in table.asked
     )
     return to_table(Answer(texts, len(items)), table, project_id=project_id)
 

@@ -171,6 +171,11 @@ class Table:
     disposition: Disposition
     scopes: tuple[str, ...]
 
+    @property
+    def asked(self) -> tuple[Column, ...]:
+        """The columns that PostHog is asked for; the others are the connector's own."""
+        return tuple(column for column in self.columns if not column.is_added)
+
     def column(self, name: str) -> Column:
         """The column of that name."""
         return next(column for column in self.columns if column.name == name)

@@ -10,9 +10,9 @@ PostHog leaves no change, and stays. Not here: tables without such a cursor (`pe
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from dlt.sources import DltResource
@@ -23,8 +23,7 @@ from posthog_source.config import Settings, TableSettings
 from posthog_source.destination import Target, build_resource, claim_state, metered
 from posthog_source.pagination import Plan, Reader
 from posthog_source.query import Changed
-from posthog_source.sweeps import take
-from posthog_source.windows import Bound, Label, Slice
+from posthog_source.windows import Bound, Slice
 
 UNTIL, LOOKED_AT, START, UNFINISHED = "changed_until", "looked_for_late_changes_at", "start", "unfinished"
 """Keys of the state: up to when changes are loaded, among late rows too; the start_date from which on rows
@@ -90,12 +89,11 @@ class _Ledger:
     def next_read(self, now: datetime) -> Read:
         """What is to be read now."""
         if found := self._state.get(UNFINISHED):
-            since, at = found["since"], found["at"]
-            lower = Bound(self._parse(found["label"]), None if at is None else int(at))
+            begins_with_day = self._table.sort_key.labels[0].kind == "day"
             return Read(
                 datetime.fromisoformat(found["started_at"]),
-                datetime.fromisoformat(since) if since else None,
-                lower,
+                datetime.fromisoformat(found["since"]) if found["since"] else None,
+                Bound.of_texts(found, begins_with_day=begins_with_day),
                 found["is_late"],
             )
         if UNTIL not in self._state or self._begins_earlier():
@@ -117,16 +115,14 @@ class _Ledger:
         """The place of a day; rows before it are not read."""
         return Bound((at.astimezone(UTC).date(),)) if at else None
 
-    def record(self, read: Read, left: list[Slice]) -> None:
+    def record(self, read: Read, left: Sequence[Slice]) -> None:
         """That a read has come as far as what is left of it."""
         if left and (lower := left[0].lower):
             self._state[UNFINISHED] = {
                 "started_at": read.started_at.isoformat(),
                 "since": read.since.isoformat() if read.since else None,
-                "label": [one.isoformat() if isinstance(one, date) else one for one in lower.label],
-                "at": None if lower.at is None else str(lower.at),
                 "is_late": read.is_late,
-            }
+            } | lower.as_texts()
             return
         self._state.pop(UNFINISHED, None)
         self._state[UNTIL] = read.started_at.isoformat()
@@ -134,12 +130,6 @@ class _Ledger:
             self._state[LOOKED_AT] = read.started_at.isoformat()
         if read.since is None:
             self._state[START] = self._start.isoformat() if self._start else None
-
-    def _parse(self, label: list[Any]) -> Label:
-        kinds = (field.kind for field in self._table.sort_key.labels)
-        return tuple(
-            date.fromisoformat(one) if kind == "day" else one for one, kind in zip(label, kinds, strict=True)
-        )
 
 
 class _Stream:
@@ -158,14 +148,14 @@ class _Stream:
         self._table = table
         self._config = config
         self._clock = clock
-        self._left: list[Slice] = []
+        self._left: Plan | None = None
         self._is_complete = not table.is_open
 
     def iter_commit(self) -> Iterator[Any]:
         """What the next commit loads."""
         with metered(self._client, self._settings) as client:
             target = Target.current(self._settings)
-            reader = self._reader(client, may_repeat=target.can_merge)
+            reader = Reader.of(client, self._table, self._settings, self._config, may_repeat=target.can_merge)
             if not self._is_complete:
                 more = reader.fetch_columns()
                 reader.table = self._table = replace(self._table, columns=self._table.columns + more)
@@ -174,16 +164,6 @@ class _Stream:
                 yield from self._iter_read(target, reader)
             else:
                 yield from self._iter_snapshot(target, reader)
-
-    def _reader(self, client: Client, *, may_repeat: bool) -> Reader:
-        return Reader(
-            client,
-            self._table,
-            project_id=self._settings.project_id,
-            page_rows=self._config.page_rows,
-            look_ahead=self._settings.look_ahead,
-            may_repeat=may_repeat,
-        )
 
     def _iter_snapshot(self, target: Target, reader: Reader) -> Iterator[Any]:
         """All rows, where none can be replaced: adding those that changed would leave them twice."""
@@ -199,19 +179,16 @@ class _Stream:
         start = None if self._settings.end else self._settings.start
         ledger = _Ledger(claim_state(self._settings), self._table, start)
         read = ledger.next_read(self._clock())
-        if not self._left or self._left[0].lower != read.lower:
-            self._left = list(reader.fetch_rest(read.lower, read.among).slices)
-        taken, left = take(self._left, rows=self._settings.rows_per_commit)
-        taken[-1] = replace(taken[-1], closes=True)
-        plan = Plan(self._table.sources[0], None, tuple(taken), read.among)
+        rest = reader.fetch_rest(read.lower, read.among, known=self._left)
+        plan, left = rest.take(self._settings.rows_per_commit)
         may_move = self._table.lookback_days is not None  # into another slice, when an earlier event comes
         yield from target.merge(
             reader,
             reader.iter_pages(plan) if plan.rows else (),
             project_id=self._settings.project_id,
             rows=plan.rows,
-            metrics={"rows_left": sum(slice_.rows for slice_ in left)},
-            may_repeat=may_move and len(taken) > 1,
+            metrics={"rows_left": left.rows},
+            may_repeat=may_move and len(plan.slices) > 1,
         )
-        ledger.record(read, left)
+        ledger.record(read, left.slices)
         self._left = left

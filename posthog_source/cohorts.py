@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from posthog_source.arrow import ARROW_TYPES, schema_of
 from posthog_source.catalog import COHORT_HISTORY
+from posthog_source.windows import count_fitting
 
 COHORTS_AT_ONCE = 500
 """In one commit of bounded size, and in one HogQL query."""
@@ -183,12 +184,8 @@ def take_cohorts(
     due: Sequence[Cohort], counted: Mapping[int, int], *, rows: int | None
 ) -> tuple[list[Cohort], list[Cohort]]:
     """The next commit's cohorts, of `rows` members at most but for a larger one, and those after them."""
-    taken, held = 0, 0
-    if rows is None:
-        return list(due), []
-    while taken < min(len(due), COHORTS_AT_ONCE) and (not taken or held + counted[due[taken].id] <= rows):
-        held += counted[due[taken].id]
-        taken += 1
+    most = len(due) if rows is None else COHORTS_AT_ONCE
+    taken = count_fitting([counted[cohort.id] for cohort in due[:most]], rows=rows)
     return list(due[:taken]), list(due[taken:])
 
 

@@ -129,13 +129,8 @@ class _Stream:
     def _iter_metered(self, client: Client, cursor: dlt.sources.incremental[datetime]) -> Iterator[Any]:
         target = Target.current(self._settings)
         write_mode = target.write_mode(self._config)
-        reader = Reader(
-            client,
-            self.table,
-            project_id=self._settings.project_id,
-            page_rows=self._config.page_rows,
-            look_ahead=self._settings.look_ahead,
-            may_repeat=write_mode == "window",
+        reader = Reader.of(
+            client, self.table, self._settings, self._config, may_repeat=write_mode == "window"
         )
         start = cursor.start_value or EPOCH
         cursor.advance(start)  # PostHog applies the range; dlt is not to filter again
@@ -350,9 +345,8 @@ def _cut(reader: Reader, day: Chunk, rows: int | None) -> list[Chunk]:
     start = (day.window.start.date(), day.first_event) if day.first_event else None
     labels = reader.fetch_labels(day.window, day.rows, day.counts, start=start)
     names = {str(part.label[-1]).replace("\0", "\ufffd") for part in labels.parts}
-    if len(names) < len(
-        {part.label for part in labels.parts}
-    ):  # without NUL, as they are loaded, some are the same
+    distinct = {part.label for part in labels.parts}
+    if len(names) < len(distinct):  # without NUL, as they are loaded, some are the same
         return [replace(day, first_event=None)]
     return day.cut(labels, rows=rows or labels.rows)
 

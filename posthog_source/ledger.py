@@ -8,7 +8,6 @@ to look for late events (`events`).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -82,7 +81,7 @@ class Ledger:
     def unfinished(self) -> Chunk | None:
         """The day of which only some events have been read, its rows not yet counted."""
         found = self._entry.get(UNFINISHED)
-        return Chunk(_window(found), 0, first_event=found["event"]) if found else None
+        return Chunk(Window.of_texts(found), 0, first_event=found["event"]) if found else None
 
     @property
     def looked_at(self) -> datetime | None:
@@ -96,7 +95,7 @@ class Ledger:
 
     def left_of(self, window: Window) -> list[Window]:
         """What is left of a backfill's window, less the unfinished day."""
-        done = [_window(each) for each in self._entry.get(DONE, ())]
+        done = [Window.of_texts(each) for each in self._entry.get(DONE, ())]
         return subtract(window, [*done, *([self.unfinished.window] if self.unfinished else [])])
 
     def remember(self, backlog: Backlog) -> None:
@@ -112,14 +111,14 @@ class Ledger:
             return
         entry = self._entry
         if chunk.next_event is not None:
-            entry[UNFINISHED] = _texts(chunk.window) | {"event": chunk.next_event}
+            entry[UNFINISHED] = chunk.window.as_texts() | {"event": chunk.next_event}
         else:
             entry.pop(UNFINISHED, None)
             if self._backfill is None:
                 self.cursor = max(self.cursor, chunk.window.end)
             else:
-                windows = [*(_window(each) for each in entry.get(DONE, ())), chunk.window]
-                entry[DONE] = [_texts(window) for window in join(windows)]
+                windows = [*(Window.of_texts(each) for each in entry.get(DONE, ())), chunk.window]
+                entry[DONE] = [window.as_texts() for window in join(windows)]
         self._store(entry)
 
     @property
@@ -140,7 +139,7 @@ class Ledger:
             self._state.update(entry)
             return
         kept = {key: other for key, other in self._state.pop(BACKFILLS, {}).items() if key != self._key}
-        if subtract(self._backfill, [_window(each) for each in entry.get(DONE, ())]):
+        if subtract(self._backfill, [Window.of_texts(each) for each in entry.get(DONE, ())]):
             kept[self._key] = entry  # else it is done: the same backfill, asked for again, reads again
         if kept:
             self._state[BACKFILLS] = kept
@@ -166,11 +165,3 @@ class Backlog:
     def rows(self) -> int:
         """Rows still to be read."""
         return sum(chunk.rows for chunk in self.chunks)
-
-
-def _window(texts: Mapping[str, str]) -> Window:
-    return Window(datetime.fromisoformat(texts["start"]), datetime.fromisoformat(texts["end"]))
-
-
-def _texts(window: Window) -> dict[str, str]:
-    return {"start": window.start.isoformat(), "end": window.end.isoformat()}

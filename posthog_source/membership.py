@@ -136,7 +136,9 @@ class _Stream:
         """What the next commit loads."""
         target = Target.current(self._settings)
         with metered(self._client, self._settings) as client, TemporaryFile() as file:
-            reader = self._reader(client, may_repeat=target.can_merge)
+            reader = Reader.of(
+                client, COHORT_PEOPLE, self._settings, self._people, may_repeat=target.can_merge
+            )
             if not target.can_merge and self._people.cohort_history:
                 raise SettingsError(
                     f"people.cohort_history needs a destination that can replace rows, which "
@@ -146,16 +148,6 @@ class _Stream:
                 yield from self._iter_members(client, reader, target, _Shelf(file))
             else:
                 yield from self._iter_snapshot(reader, target)
-
-    def _reader(self, client: Client, *, may_repeat: bool) -> Reader:
-        return Reader(
-            client,
-            COHORT_PEOPLE,
-            project_id=self._settings.project_id,
-            page_rows=self._people.page_rows,
-            look_ahead=self._settings.look_ahead,
-            may_repeat=may_repeat,
-        )
 
     def _iter_snapshot(self, reader: Reader, target: Target) -> Iterator[Any]:
         """All members, where none can be replaced."""

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import date, datetime
+from typing import TypeVar
 
 import orjson
 import pyarrow as pa
@@ -30,7 +31,7 @@ from posthog_source.arrow import (
 )
 from posthog_source.catalog import Column, HogqlTable, LabelField, discovered_column
 from posthog_source.client import Client
-from posthog_source.config import MAX_PAGE_ROWS
+from posthog_source.config import MAX_PAGE_ROWS, Settings, TableSettings
 from posthog_source.errors import (
     MissingRowsError,
     QueryRefusedError,
@@ -73,6 +74,7 @@ from posthog_source.windows import (
     plan_prefixes,
     plan_slices,
     split,
+    take,
     tell_heavy,
 )
 
@@ -95,6 +97,8 @@ MAX_ROWS_COMPARED = 1_000_000
 
 logger = logging.getLogger("posthog_source")
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -116,6 +120,12 @@ class Plan:
     def rows(self) -> int:
         """Rows counted."""
         return sum(slice_.rows for slice_ in self.slices)
+
+    def take(self, rows: int | None) -> tuple[Plan, Plan]:
+        """What a commit of `rows` rows reads of it, where received and counted are compared, and the rest."""
+        taken, left = take(self.slices, rows=rows)
+        taken[-1] = replace(taken[-1], closes=True)
+        return replace(self, slices=tuple(taken)), replace(self, slices=tuple(left))
 
 
 @dataclass(frozen=True)
@@ -175,6 +185,28 @@ class Reader:
         self._absent = absent
         self._probing = threading.Lock()
 
+    @classmethod
+    def of(
+        cls,
+        client: Client,
+        table: HogqlTable,
+        settings: Settings,
+        config: TableSettings,
+        *,
+        may_repeat: bool,
+        absent: frozenset[str] | None = None,
+    ) -> Reader:
+        """The reader that a person's settings ask for."""
+        return cls(
+            client,
+            table,
+            project_id=settings.project_id,
+            page_rows=config.page_rows,
+            look_ahead=settings.look_ahead,
+            may_repeat=may_repeat,
+            absent=absent,
+        )
+
     @property
     def absent(self) -> frozenset[str]:
         """Optional columns that the server has turned out not to have."""
@@ -223,13 +255,18 @@ class Reader:
             ) from error
         return parse_instant(first_at) if int(row_count or 0) and first_at else None
 
-    def fetch_rest(self, lower: Bound | None, among: Among | None = None) -> Plan:
+    def fetch_rest(
+        self, lower: Bound | None, among: Among | None = None, *, known: Plan | None = None
+    ) -> Plan:
         """Cuts all rows from a place on, of a table that has no windows, into slices of about a page.
 
         Args:
             lower: The place; None is the table's beginning.
             among: Which of them; None means all.
+            known: What an earlier commit has left: it is the answer where it begins at that place.
         """
+        if known and known.slices and known.slices[0].lower == lower:
+            return replace(known, among=among)
         source = self.table.sources[0]
         return Plan(source, None, tuple(self._fetch_slices(source, None, None, lower, among)), among)
 
@@ -268,32 +305,21 @@ class Reader:
 
     def fetch_day_counts(self, window: Window, late: Late | None = None) -> dict[date, int]:
         """Rows of a window by UTC day; with `late`, only those that arrived late."""
-        query = build_day_counts(self.table, self.table.sources[0], window=window, late=late)
-        try:
-            return {date.fromisoformat(day or ""): int(rows or 0) for day, rows in self._cells(query, window)}
-        except TooHeavyError:
-            halves = halve_window(window)
-            if len(halves) < 2:
-                raise
-            first, second = (self.fetch_day_counts(half, late) for half in halves)
-            return first | second
+
+        def fetch(part: Window) -> dict[date, int]:
+            query = build_day_counts(self.table, self.table.sources[0], window=part, late=late)
+            return {date.fromisoformat(day or ""): int(rows or 0) for day, rows in self._cells(query, part)}
+
+        return _in_halves(window, fetch)
 
     def fetch_day_labels(self, window: Window) -> dict[date, tuple[Count, ...]]:
         """Rows of a window of few days by day and the label after it, each day's ascending."""
-        try:
-            cells = self._cells(build_day_labels(self.table, self.table.sources[0], window=window), window)
-        except TooHeavyError:
-            halves = halve_window(window)
-            if len(halves) < 2:
-                raise
-            first, second = (self.fetch_day_labels(half) for half in halves)
-            return first | second
-        found = {}
-        for text, names, rows in cells:
-            day = date.fromisoformat(text or "")
-            of_day = sorted(zip(orjson.loads(names or "[]"), orjson.loads(rows or "[]"), strict=True))
-            found[day] = tuple(Count((day, name), int(count)) for name, count in of_day)
-        return found
+
+        def fetch(part: Window) -> dict[date, tuple[Count, ...]]:
+            query = build_day_labels(self.table, self.table.sources[0], window=part)
+            return dict(_day_labels(*cells) for cells in self._cells(query, part))
+
+        return _in_halves(window, fetch)
 
     def plan_among(self, among: Among, *, rows: int, window: Window | None = None) -> Plan:
         """Reads some rows, in one slice. `rows` says how many there are; 0 that nobody has counted them."""
@@ -397,10 +423,7 @@ class Reader:
             return [Slice(lower, parts=(Part((), total, None),))]
         sort_key = self.table.sort_key
         if not sort_key.labels:
-            axis = self._axis
-            if axis and lower and lower.at is not None:
-                axis = Axis(lower.at, axis.end)
-            return split(Slice(lower, parts=(Part((), total, axis),)), page_rows=self.page_rows)
+            return plan_slices([Count((), total)], page_rows=self.page_rows, axis=self._axis, start=lower)
         if sort_key.is_sampled:
             samples = list(self._iter_samples(source, total, lower, among))
             return plan_prefixes(samples, rows=total, page_rows=self.page_rows, start=lower)
@@ -671,6 +694,25 @@ class Reader:
                 raise
             logger.warning("%s: asking in the background. %s", self.table.name, error)
             return self._client.query_async(query, read_answer)
+
+
+def _in_halves(window: Window, fetch: Callable[[Window], dict[date, T]]) -> dict[date, T]:
+    """What is found of each day of a window, which is halved while PostHog finds it too heavy."""
+    try:
+        return fetch(window)
+    except TooHeavyError:
+        halves = halve_window(window)
+        if len(halves) < 2:
+            raise
+        first, second = (_in_halves(half, fetch) for half in halves)
+        return first | second
+
+
+def _day_labels(day: str | None, names: str | None, rows: str | None) -> tuple[date, tuple[Count, ...]]:
+    """A day and its counts, ascending, from the cells of `build_day_labels`."""
+    on = date.fromisoformat(day or "")
+    counted = sorted(zip(orjson.loads(names or "[]"), orjson.loads(rows or "[]"), strict=True))
+    return on, tuple(Count((on, name), int(count)) for name, count in counted)
 
 
 def _label(fields: Sequence[LabelField], texts: Sequence[str | None]) -> Label:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import chain
 from typing import Any
@@ -27,8 +27,8 @@ from posthog_source.config import EventsSettings, PeopleSettings, Settings
 from posthog_source.destination import Target, build_resource, claim_state, metered
 from posthog_source.pagination import Plan, Reader
 from posthog_source.query import Keys, Seen
-from posthog_source.sweeps import LateLook, Sweep, SweepLedger, join_late, take
-from posthog_source.windows import Slice, Window
+from posthog_source.sweeps import LateLook, Sweep, SweepLedger, join_late
+from posthog_source.windows import Window
 
 VERSIONS = PERSONS.without({"created_at", "is_identified", "properties", "last_seen_at"})
 """Persons without what makes them wide."""
@@ -124,15 +124,8 @@ class _Commit:
 
     def reader(self, table: HogqlTable, absent: frozenset[str] | None = None) -> Reader:
         """Of one of the tables of people."""
-        return Reader(
-            self.client,
-            table,
-            project_id=self.shared.settings.project_id,
-            page_rows=self.shared.people.page_rows,
-            look_ahead=self.shared.settings.look_ahead,
-            may_repeat=True,
-            absent=absent,
-        )
+        shared = self.shared
+        return Reader.of(self.client, table, shared.settings, shared.people, may_repeat=True, absent=absent)
 
     def visible_until(self, at: datetime) -> datetime:
         """Up to when PostHog shows all events at that instant."""
@@ -221,7 +214,7 @@ class _Stream:
         self.table = table
         self._shared = shared
         self._iter_changed = iter_changed
-        self._left: list[Slice] = []
+        self._left: Plan | None = None
 
     def iter_commit(self) -> Iterator[Any]:
         """What the next commit loads."""
@@ -257,20 +250,17 @@ class _Stream:
     def _iter_sweep(self, commit: _Commit, ledger: SweepLedger, sweep: Sweep) -> Iterator[Any]:
         """One commit of everything; the last one also tells who is gone, and who changed meanwhile."""
         reader = commit.reader(self.table)
-        if not self._left or self._left[0].lower != sweep.lower:
-            self._left = list(reader.fetch_rest(sweep.lower).slices)
-        taken, left = take(self._left, rows=self._shared.settings.rows_per_commit)
-        taken[-1] = replace(taken[-1], closes=True)
-        plan = Plan(self.table.sources[0], None, tuple(taken))
-        read = _Read(self.table.page_key[0], keeps=not left)
+        rest = reader.fetch_rest(sweep.lower, known=self._left)
+        plan, left = rest.take(self._shared.settings.rows_per_commit)
+        read = _Read(self.table.page_key[0], keeps=not left.slices)
         pages: Iterable[pa.Table] = (
             stamp(page, synced_at=commit.now) for page in read.passing(reader.iter_pages(plan))
         )
-        if not left:
+        if not left.slices:
             pages = chain(pages, self._iter_end(commit, ledger, sweep, read))
-        yield from commit.merge(reader, pages, rows=plan.rows, rows_left=sum(slice_.rows for slice_ in left))
+        yield from commit.merge(reader, pages, rows=plan.rows, rows_left=left.rows)
         seen_until = commit.visible_until(sweep.started_at)
-        ledger.record_sweep(sweep, rows=read.rows, left=left, seen_until=seen_until)
+        ledger.record_sweep(sweep, rows=read.rows, left=left.slices, seen_until=seen_until)
         ledger.absent = reader.absent
         self._left = left
 

@@ -110,8 +110,8 @@ def build_page(
         conditions += builder.after_row(keys, after)
     order = ", ".join(_name(key.source) for key in keys)
     return builder.query(
-        f"SELECT {', '.join(builder.cell_of(column) for column in selected(_as_newest(table)))} "
-        f"{builder.rows(table, source, conditions, selected(table))} ORDER BY {order} LIMIT {limit}"
+        f"SELECT {', '.join(builder.cell_of(column) for column in _as_newest(table).asked)} "
+        f"{builder.rows(table, source, conditions, table.asked)} ORDER BY {order} LIMIT {limit}"
     )
 
 
@@ -297,11 +297,6 @@ def build_probe_condition(table: HogqlTable, source: str) -> Query:
     never = [f"{time_field} >= {utc(datetime(2001, 1, 1, tzinfo=UTC))}"]
     never.append(f"{time_field} <= {utc(datetime(1999, 1, 1, tzinfo=UTC))}")
     return builder.query(f"SELECT {time_field} {builder.rows(table, source, never)} LIMIT 1")
-
-
-def selected(table: HogqlTable) -> tuple[Column, ...]:
-    """The columns that PostHog is asked for; the others are the connector's own."""
-    return tuple(column for column in table.columns if not column.is_added)
 
 
 def utc(at: datetime) -> str:

@@ -67,9 +67,7 @@ class SweepLedger:
         found = self._state.get(UNFINISHED)
         if found is None:
             return None
-        at = found["at"]
-        lower = Bound(tuple(found["label"]), None if at is None else int(at))
-        return Sweep(datetime.fromisoformat(found["started_at"]), found["rows"], lower)
+        return Sweep(datetime.fromisoformat(found["started_at"]), found["rows"], Bound.of_texts(found))
 
     @property
     def seen_until(self) -> datetime:
@@ -97,7 +95,7 @@ class SweepLedger:
         if self._late and self._late[0]["number"] > known + 1:
             return None
         return [
-            LateLook(tuple(_window(texts) for texts in look["windows"]), tuple(look["distinct_ids"]))
+            LateLook(tuple(Window.of_texts(texts) for texts in look["windows"]), tuple(look["distinct_ids"]))
             for look in self._late
             if look["number"] > known
         ]
@@ -126,9 +124,7 @@ class SweepLedger:
             self._state[UNFINISHED] = {
                 "started_at": sweep.started_at.isoformat(),
                 "rows": sweep.rows + rows,
-                "label": list(lower.label),
-                "at": None if lower.at is None else str(lower.at),
-            }
+            } | lower.as_texts()
             return
         self._state.pop(UNFINISHED, None)
         self._state[SWEPT_AT] = sweep.started_at.isoformat()
@@ -148,18 +144,9 @@ def remember_late(source_state: dict[str, Any], look: LateLook) -> None:
     """Hands the late events that a look has found over to the tables of people."""
     known: list[dict[str, Any]] = source_state.get(LATE, [])
     number = known[-1]["number"] + 1 if known else 1
-    windows = [_texts(window) for window in look.windows]
+    windows = [window.as_texts() for window in look.windows]
     entry = {"number": number, "windows": windows, "distinct_ids": list(look.distinct_ids)}
     source_state[LATE] = [*known, entry][-KEPT_LATE:]
-
-
-def take(left: list[Slice], *, rows: int | None) -> tuple[list[Slice], list[Slice]]:
-    """The next commit's slices, of `rows` rows at most but for a larger one, and those after them."""
-    taken, held = 0, 0
-    while taken < len(left) and (rows is None or not taken or held + left[taken].rows <= rows):
-        held += left[taken].rows
-        taken += 1
-    return left[:taken], left[taken:]
 
 
 def join_late(looks: Iterable[LateLook]) -> LateLook:
@@ -168,11 +155,3 @@ def join_late(looks: Iterable[LateLook]) -> LateLook:
     windows = dict.fromkeys(window for look in found for window in look.windows)
     distinct_ids = dict.fromkeys(name for look in found for name in look.distinct_ids)
     return LateLook(tuple(windows), tuple(distinct_ids))
-
-
-def _window(texts: dict[str, str]) -> Window:
-    return Window(datetime.fromisoformat(texts["start"]), datetime.fromisoformat(texts["end"]))
-
-
-def _texts(window: Window) -> dict[str, str]:
-    return {"start": window.start.isoformat(), "end": window.end.isoformat()}

@@ -11,13 +11,14 @@ Not here: HogQL (`query`), asking (`pagination`).
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from itertools import accumulate, groupby, pairwise
 from math import sqrt
+from typing import Any
 
 FILL = 0.92
 """How full a planned page is at least: an axis cut by hashes is a guess, and a row too many costs a second
@@ -42,6 +43,15 @@ class Window:
             raise ValueError("a window is in UTC")
         if self.start > self.end:
             raise ValueError(f"window ends at {self.end} before it starts at {self.start}")
+
+    @classmethod
+    def of_texts(cls, texts: Mapping[str, str]) -> Window:
+        """From what `as_texts` gave; other members are left alone."""
+        return cls(datetime.fromisoformat(texts["start"]), datetime.fromisoformat(texts["end"]))
+
+    def as_texts(self) -> dict[str, str]:
+        """For a state that is kept as JSON."""
+        return {"start": self.start.isoformat(), "end": self.end.isoformat()}
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,19 @@ class Bound:
     label: Label
     at: int | None = None
     """Where on the axis; None is the label's beginning."""
+
+    @classmethod
+    def of_texts(cls, texts: Mapping[str, Any], *, begins_with_day: bool = False) -> Bound:
+        """From what `as_texts` gave; other members are left alone."""
+        label = list(texts["label"])
+        if begins_with_day:
+            label[0] = date.fromisoformat(label[0])
+        return cls(tuple(label), None if texts["at"] is None else int(texts["at"]))
+
+    def as_texts(self) -> dict[str, Any]:
+        """For a state that is kept as JSON, where not every number of an axis fits."""
+        label = [value.isoformat() if isinstance(value, date) else value for value in self.label]
+        return {"label": label, "at": None if self.at is None else str(self.at)}
 
 
 @dataclass(frozen=True)
@@ -255,6 +278,19 @@ def split_labels(whole: Slice, *, rows: int) -> list[Slice]:
         held += parts
         held_rows += label_rows
     return [*slices, Slice(lower, whole.upper, tuple(held), whole.closes)]
+
+
+def take(left: Sequence[Slice], *, rows: int | None) -> tuple[list[Slice], list[Slice]]:
+    """The next commit's slices, of `rows` rows at most but for a larger one, and those after them."""
+    taken = count_fitting([slice_.rows for slice_ in left], rows=rows)
+    return list(left[:taken]), list(left[taken:])
+
+
+def count_fitting(sizes: Sequence[int], *, rows: int | None) -> int:
+    """How many of the first have `rows` rows together at most; the first always fits, None all of them."""
+    if rows is None:
+        return len(sizes)
+    return max(bisect_right(list(accumulate(sizes)), rows), min(1, len(sizes)))
 
 
 def halve(whole: Slice) -> list[Slice]:

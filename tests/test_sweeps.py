@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posthog_source.sweeps import KEPT_LATE, LateLook, Sweep, SweepLedger, join_late, remember_late, take
-from posthog_source.windows import Bound, Part, Slice, Window
+from posthog_source.sweeps import KEPT_LATE, LateLook, Sweep, SweepLedger, join_late, remember_late
+from posthog_source.windows import Bound, Part, Slice, Window, take
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
