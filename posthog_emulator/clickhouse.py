@@ -21,6 +21,7 @@ from chdb.session import Session
 
 from posthog_emulator.clickhouse_json import json_sql
 from posthog_emulator.clickhouse_tables import DDL
+from posthog_emulator.hogql import literals
 
 # The log behind PostHog's `query_log`: only there stands what a query read that was stopped.
 CONFIG = """<clickhouse>
@@ -139,6 +140,10 @@ class ClickHouse:
                 read_bytes=result.storage_bytes_read(),
                 elapsed_s=result.elapsed(),
             )
+
+    def number(self, sql: str) -> int:
+        """Run a SELECT of one number."""
+        return int(orjson.loads(self.run(sql).rows_json)[0][0])
 
     def execute(self, sql: str) -> None:
         """Run a statement that has no answer, such as INSERT … SELECT."""
@@ -262,7 +267,7 @@ def _settings(settings: Mapping[str, object]) -> str:
 
 def _literal(value: object) -> str:
     if isinstance(value, str):
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        return literals.text(value)
     if isinstance(value, bool | int):
         return str(int(value))
     return repr(value)

@@ -7,6 +7,8 @@ as ClickHouse prints them and nothing else.
 
 import re
 
+from posthog_emulator.hogql import literals
+
 TIME_ZONE = re.compile(r"'([^']+)'$")
 ELEMENT_NAME = re.compile(r"^(?:`(?:[^`\\]|\\.)*`|[A-Za-z_][A-Za-z0-9_]*)\s+(?=[A-Z])")
 WRAPPERS = ("Nullable", "LowCardinality")
@@ -25,7 +27,7 @@ def json_sql(value: str, type_name: str, depth: int = 0) -> str:
         return _wrapper_sql(value, name, inner, depth)
     if name == "SimpleAggregateFunction":
         plain = _arguments(inner)[1]
-        return json_sql(f"CAST({value}, {_text(plain)})", plain, depth)
+        return json_sql(f"CAST({value}, {literals.text(plain)})", plain, depth)
     if name in CONTAINERS:
         return _container_sql(value, name, inner, depth)
     if name in {"DateTime", "DateTime64"}:
@@ -39,7 +41,7 @@ def _wrapper_sql(value: str, name: str, inner: str, depth: int) -> str:
     if inner == "Nothing":
         return "'null'"
     if name == "LowCardinality":
-        return json_sql(f"CAST({value}, {_text(inner)})", inner, depth)
+        return json_sql(f"CAST({value}, {literals.text(inner)})", inner, depth)
     return f"if(isNull({value}), 'null', {json_sql(f'assumeNotNull({value})', inner, depth)})"
 
 
@@ -113,7 +115,3 @@ def _arguments(inner: str) -> list[str]:
             parts.append(inner[start:position].strip())
             start = position + 1
     return [*parts, inner[start:].strip()] if inner else []
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from posthog_emulator.envelope import ApiError
+from posthog_emulator.hogql import literals
 
 CONDITION_MEMBERS = {"key", "type", "value", "operator", "negation"}
 GROUP_MEMBERS = {"type", "values"}
@@ -60,7 +61,7 @@ def _condition_sql(condition: Any) -> str:
 
 def _property_sql(key: str) -> str:
     """PostHog's reading of a property: its text without quotes; NULL if it is null or not there."""
-    raw = f"nullIf(nullIf(JSONExtractRaw(properties, {_quoted(key)}), ''), 'null')"
+    raw = f"nullIf(nullIf(JSONExtractRaw(properties, {literals.text(key)}), ''), 'null')"
     return f"replaceRegexpAll({raw}, '^\"|\"$', '')"
 
 
@@ -76,7 +77,7 @@ def _is_not(text: str, value: Any) -> str:
 def _contains(text: str, value: Any) -> str:
     """PostHog escapes neither % nor _ here."""
     values = value if isinstance(value, list) and value else [value]
-    tests = [f"ifNull({text} ILIKE {_quoted(f'%{_text(one)}%')}, 0)" for one in values]
+    tests = [f"ifNull({text} ILIKE {literals.text(f'%{_text(one)}%')}, 0)" for one in values]
     return f"({' OR '.join(tests)})"
 
 
@@ -109,7 +110,7 @@ OPERATORS: Mapping[str, Callable[[str, Any], str]] = {
 
 def _texts(value: Any) -> str:
     values = value if isinstance(value, list) and value else [value]
-    return ", ".join(_quoted(_text(one)) for one in values)
+    return ", ".join(literals.text(_text(one)) for one in values)
 
 
 def _text(value: Any) -> str:
@@ -128,10 +129,6 @@ def _number(value: Any) -> float:
     except ValueError:
         pass
     raise _refused(f"{_short(value)} where a number is compared")
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _short(value: Any) -> str:

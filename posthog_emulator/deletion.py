@@ -42,10 +42,10 @@ def condition(body: Mapping[str, Any], column: str, ids: str) -> str:
 def delete_events(clickhouse: ClickHouse, project: Project, where: str) -> int:
     """Delete a project's events; gives the rows that went, copies and all."""
     where = f"team_id = {project.id} AND ({where})"
-    rows = _rows(clickhouse, f"SELECT count() FROM events WHERE {where}")[0][0]
+    rows = clickhouse.number(f"SELECT count() FROM events WHERE {where}")
     if rows:
         clickhouse.execute(f"DELETE FROM events WHERE {where} {AT_ONCE}")
-    return int(rows)
+    return rows
 
 
 def delete_persons(
@@ -54,7 +54,7 @@ def delete_persons(
     """Delete a project's persons and their distinct ids; their events only if asked to."""
     persons = PERSONS.format(team_id=project.id)
     chosen = f"SELECT id FROM ({persons}) WHERE is_deleted = 0 AND ({where})"
-    ids = [str(row[0]) for row in _rows(clickhouse, chosen)]
+    ids = [str(row[0]) for row in orjson.loads(clickhouse.run(chosen).rows_json)]
     if not ids:
         return {"persons": 0, "distinct_ids": 0, "events": 0}
     listed = uuids_sql(ids)
@@ -63,7 +63,7 @@ def delete_persons(
     distinct_ids = (
         f"FROM ({DISTINCT_IDS.format(team_id=project.id)}) WHERE is_deleted = 0 AND person_id IN ({listed})"
     )
-    count = int(_rows(clickhouse, f"SELECT count() {distinct_ids}")[0][0])
+    count = clickhouse.number(f"SELECT count() {distinct_ids}")
     # An override is dead with its distinct id: posthog/models/person/sql.py, …_OVERRIDES_MV_SQL.
     for table in ("person_distinct_id_overrides", "person_distinct_id2"):
         clickhouse.execute(
@@ -89,8 +89,3 @@ def checked_uuids(values: Any) -> list[str]:
 def uuids_sql(values: Any) -> str:
     """Uuids as the inside of an IN (…)."""
     return ", ".join(f"'{one}'" for one in checked_uuids(values))
-
-
-def _rows(clickhouse: ClickHouse, sql: str) -> list[list[Any]]:
-    rows: list[list[Any]] = orjson.loads(clickhouse.run(sql).rows_json)
-    return rows

@@ -131,7 +131,7 @@ def generate(clickhouse: ClickHouse, state: State, project: Project, plan: Plan)
 
 def _count_recordings(clickhouse: ClickHouse, project: Project) -> int:
     sql = f"SELECT uniqExact(session_id) FROM {RECORDINGS} WHERE team_id = {project.id}"
-    return int(orjson.loads(clickhouse.run(sql).rows_json)[0][0])
+    return clickhouse.number(sql)
 
 
 def bucket_counts(plan: Plan, events: int) -> list[int]:
@@ -215,7 +215,7 @@ def _insert_duplicates(clickhouse: ClickHouse, project: Project, plan: Plan) -> 
     for statement in KEEP_DUPLICATES:
         clickhouse.execute(statement)
     select, columns = duplicates_sql(project.id, plan.start, plan.end)
-    count = int(orjson.loads(clickhouse.run(f"SELECT count() FROM ({select})").rows_json)[0][0])
+    count = clickhouse.number(f"SELECT count() FROM ({select})")
     clickhouse.execute(f"INSERT INTO events ({columns}) {select}")
     return count
 

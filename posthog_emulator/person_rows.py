@@ -14,6 +14,7 @@ import orjson
 import pyarrow as pa
 
 from posthog_emulator.clickhouse import ClickHouse
+from posthog_emulator.hogql import literals
 
 _LINK = "toString(argMax(person_id, version)), toInt64(max(version)), toUInt8(argMax(is_deleted, version))"
 # argMax passes over NULL, a tuple of it does not.
@@ -193,8 +194,7 @@ def _from_ms(milliseconds: Any) -> datetime:
 
 
 def _sql_list(values: Iterable[str]) -> str:
-    quoted = ["'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'" for value in sorted(values)]
-    return ", ".join(quoted) or "NULL"
+    return ", ".join(map(literals.text, sorted(values))) or "NULL"
 
 
 def _link_rows(team_id: int, links: Mapping[str, Link]) -> pa.Table:

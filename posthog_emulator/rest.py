@@ -23,6 +23,7 @@ from posthog_emulator import definitions
 from posthog_emulator.auth import Gate
 from posthog_emulator.clickhouse import ClickHouse
 from posthog_emulator.envelope import ApiError, json_response
+from posthog_emulator.hogql import literals
 from posthog_emulator.state import Project, State
 
 PAGE_SIZE = 100
@@ -170,11 +171,11 @@ class Rest:
             raise ApiError(400, "posthog_emulator does not filter persons by properties.", attr="properties")
         where = ["1"]
         if "email" in query:
-            where.append(f"JSONExtractString(newest_properties, 'email') = {_quoted(query['email'])}")
+            where.append(f"JSONExtractString(newest_properties, 'email') = {literals.text(query['email'])}")
         if "distinct_id" in query:
             where.append(f"id IN ({_owner_sql(request.state.project, query['distinct_id'])})")
         if query.get("search"):
-            text = _quoted(query["search"])
+            text = literals.text(query["search"])
             owners = _owner_sql(request.state.project, query["search"])
             where.append(
                 f"(positionCaseInsensitiveUTF8(JSONExtractString(newest_properties, 'email'), {text}) > 0"
@@ -211,7 +212,7 @@ class Rest:
     async def _distinct_ids(self, project: Project, person_ids: Sequence[str]) -> dict[str, list[str]]:
         if not person_ids:
             return {}
-        people = ", ".join(_quoted(one) for one in person_ids)
+        people = ", ".join(literals.text(one) for one in person_ids)
         sql = (
             "SELECT toString(owner), groupArray(distinct_id) FROM (SELECT distinct_id,"
             " argMax(person_id, version) AS owner FROM person_distinct_id2"
@@ -437,7 +438,7 @@ def _newest_persons_sql(project: Project) -> str:
 def _owner_sql(project: Project, distinct_id: str) -> str:
     return (
         "SELECT argMax(person_id, version) FROM person_distinct_id2"
-        f" WHERE team_id = {project.id} AND distinct_id = {_quoted(distinct_id)}"
+        f" WHERE team_id = {project.id} AND distinct_id = {literals.text(distinct_id)}"
         " GROUP BY distinct_id HAVING argMax(is_deleted, version) = 0"
     )
 
@@ -450,7 +451,3 @@ def _member_sql(project: Project, cohort: Mapping[str, Any]) -> str:
         f"SELECT person_id FROM cohortpeople WHERE {scope} AND version = {int(cohort['version'] or 0)}"
         " GROUP BY person_id HAVING sum(sign) > 0"
     )
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -9,8 +9,6 @@ from __future__ import annotations
 import uuid
 from datetime import datetime, timedelta
 
-import orjson
-
 from posthog_emulator.clickhouse import ClickHouse
 from posthog_emulator.deletion import AT_ONCE
 from posthog_emulator.state import Project
@@ -53,7 +51,7 @@ def _rewrite_events(clickhouse: ClickHouse, project: Project, snapshot: str) -> 
         f"team_id = {project.id} AND distinct_id IN (SELECT distinct_id FROM {snapshot})"
         f" AND person_id != {owner}"
     )
-    count = _count(clickhouse, f"SELECT count() FROM events WHERE {where}")
+    count = clickhouse.number(f"SELECT count() FROM events WHERE {where}")
     if count:
         clickhouse.execute(f"UPDATE events SET person_id = {owner} WHERE {where}")
     return count
@@ -64,11 +62,7 @@ def _drop_overrides(clickhouse: ClickHouse, project: Project, snapshot: str) -> 
         f"team_id = {project.id} AND distinct_id IN (SELECT distinct_id FROM {snapshot})"
         f" AND version <= joinGet('{snapshot}', 'version', distinct_id)"
     )
-    count = _count(clickhouse, f"SELECT count() FROM person_distinct_id_overrides WHERE {where}")
+    count = clickhouse.number(f"SELECT count() FROM person_distinct_id_overrides WHERE {where}")
     if count:
         clickhouse.execute(f"DELETE FROM person_distinct_id_overrides WHERE {where} {AT_ONCE}")
     return count
-
-
-def _count(clickhouse: ClickHouse, sql: str) -> int:
-    return int(orjson.loads(clickhouse.run(sql).rows_json)[0][0])
