@@ -351,6 +351,19 @@ def warehouse(tmp_path: Path) -> Iterator[Warehouse]:
 
 
 @pytest.fixture
+def place(tmp_path: Path) -> Warehouse:
+    """As `warehouse`, where runs may activate other pipelines."""
+    return Warehouse.at(tmp_path)
+
+
+@pytest.fixture
+def no_pipeline_stays_active() -> Iterator[None]:
+    """For runs, which activate pipelines of their own."""
+    yield
+    dlt.pipeline("idle", dataset_name="idle").deactivate()
+
+
+@pytest.fixture
 def busy_project(server: Server) -> Project:
     """A project that may be asked as often as a test likes."""
     return server.project(settings={"rate_limits": NO_LIMITS})

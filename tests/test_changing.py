@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import dlt
@@ -20,6 +19,8 @@ from posthog_source.catalog import GROUPS, SESSIONS, HogqlTable
 from posthog_source.changing import build_changing
 from posthog_source.config import PeopleSettings, build_settings
 from tests.conftest import FakeTime, Project, Warehouse, client_of
+
+pytestmark = pytest.mark.usefixtures("no_pipeline_stays_active")
 
 NOW = datetime.now(UTC)
 Rows = dict[tuple[Any, ...], tuple[Any, ...]]
@@ -91,17 +92,6 @@ def asked(project: Project) -> list[str]:
     """Names of the questions."""
     names = [str(request.get("name") or request["path"]) for request in project.requests()]
     return [name.removeprefix("posthog_source ") for name in names]
-
-
-@pytest.fixture(autouse=True)
-def no_pipeline_stays_active() -> Iterator[None]:
-    yield
-    dlt.pipeline("idle", dataset_name="idle").deactivate()
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Warehouse:
-    return Warehouse.at(tmp_path)
 
 
 def test_all_groups_land_as_clickhouse_has_them(busy_project: Project, place: Warehouse) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,8 @@ import pytest
 from posthog_source import Budget, PeopleConfig, RunReport, posthog_source, run_sync
 from posthog_source.errors import AccessDeniedError, QuotaSpentError, ServerError, SettingsError, find_cause
 from tests.conftest import NO_LIMITS, Project, Server, Warehouse
+
+pytestmark = pytest.mark.usefixtures("no_pipeline_stays_active")
 
 PLANS = ("free", "pro", "team")
 PEOPLE = 30
@@ -115,17 +117,6 @@ def loaded(place: Warehouse, *cohorts: int) -> set[tuple[int, str]]:
     rows = place.query("SELECT cohort_id, person_id FROM cohort_people")
     assert len(set(rows)) == len(rows)
     return {(row[0], row[1]) for row in rows if not cohorts or row[0] in cohorts}
-
-
-@pytest.fixture(autouse=True)
-def no_pipeline_stays_active() -> Iterator[None]:
-    yield
-    dlt.pipeline("idle", dataset_name="idle").deactivate()
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Warehouse:
-    return Warehouse.at(tmp_path)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +21,8 @@ from posthog_source.client import Client
 from posthog_source.config import EventsSettings, PeopleSettings, build_settings
 from posthog_source.people import build_people
 from tests.conftest import NO_LIMITS, FakeTime, Project, Server, Warehouse
+
+pytestmark = pytest.mark.usefixtures("no_pipeline_stays_active")
 
 SEED = int(os.environ.get("POSTHOG_SEED", "1"))
 SYNC_HOURS = float(os.environ.get("POSTHOG_MONTH_SYNC_HOURS", "24"))
@@ -89,17 +91,6 @@ def names_of(project: Project) -> list[str]:
         for request in project.requests()
         if request.get("name")
     ]
-
-
-@pytest.fixture(autouse=True)
-def no_pipeline_stays_active() -> Iterator[None]:
-    yield
-    dlt.pipeline("idle", dataset_name="idle").deactivate()
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Warehouse:
-    return Warehouse.at(tmp_path)
 
 
 @pytest.fixture

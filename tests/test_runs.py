@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +21,8 @@ import pytest
 from posthog_source import Budget, RunReport, run_backfill, run_sync
 from posthog_source.errors import QuotaSpentError, SettingsError, find_cause
 from tests.conftest import NO_LIMITS, ROOT, Project, Server, Warehouse, add_events
+
+pytestmark = pytest.mark.usefixtures("no_pipeline_stays_active")
 
 DAY = timedelta(days=1)
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -39,19 +41,6 @@ pipeline = dlt.pipeline(
 )
 run_sync(pipeline, tables=["events"], rows_per_commit=5)
 """
-
-
-@pytest.fixture(autouse=True)
-def no_pipeline_stays_active() -> Iterator[None]:
-    """A backfill activates pipelines of its own."""
-    yield
-    dlt.pipeline("idle", dataset_name="idle").deactivate()
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Warehouse:
-    """As `warehouse`, where runs may activate other pipelines."""
-    return Warehouse.at(tmp_path)
 
 
 def four_days(project: Project, *, first: int = 0) -> list[str]:
