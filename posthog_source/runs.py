@@ -230,17 +230,19 @@ def _commit_ranges(
     """Reads ranges of the window at once, each by a pipeline of its own, and remembers which are done."""
     done = _Done(run, f"{window.start.isoformat()}/{window.end.isoformat()}/{parallel}")
     ranges = dict(enumerate(cut_days(window, parts=parallel * RANGES_PER_WORKER), 1))
+    left = [number for number in ranges if number not in done.numbers]
+    # Before the threads start: dlt empties a pipeline's schema for a moment when it commits, and `done` does.
+    pipelines = {number: _beside(run.pipeline, f"range_{number}") for number in left}
     is_stopped = threading.Event()
 
     def commit(number: int) -> RunReport:
-        part = _Run("backfill", _beside(run.pipeline, f"range_{number}"), make(ranges[number]), is_stopped)
+        part = _Run("backfill", pipelines[number], make(ranges[number]), is_stopped)
         part.commit_all(budget)
         _drop_staging(part.pipeline)
         if part.report.status == "done":
             done.add(number)
         return part.report
 
-    left = [number for number in ranges if number not in done.numbers]
     for _, report in ordered_prefetch(commit, left, depth=parallel, cancel=is_stopped.set):
         run.report = run.report.joined(report)
     if len(done.numbers) == len(ranges):

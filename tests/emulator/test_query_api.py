@@ -80,7 +80,8 @@ def test_the_journal_tells_what_a_query_read(project: Project) -> None:
     answer(project, "SELECT event FROM events LIMIT 4", client_query_id="mine", name="label")
     entry = project.requests()[-1]
     assert (entry["client_query_id"], entry["name"], entry["is_cached"]) == ("mine", "label", False)
-    assert (entry["read_rows"], entry["result_rows"]) == (10, 4)
+    # At least: of a granule that other projects' rows share, theirs are read too.
+    assert (entry["read_rows"] >= 10, entry["result_rows"]) == (True, 4)
     assert entry["read_bytes"] > 0
 
 
@@ -92,7 +93,7 @@ def test_query_log_tells_what_a_query_cost(project: Project) -> None:
     columns = "query_id, name, query, status, read_rows, read_bytes, result_rows"
     (row,) = rows(project, f"SELECT {columns} FROM query_log")
     text = "SELECT event FROM events LIMIT 4"
-    assert row == ["mine", "export", text, "QueryFinish", 10, entry["read_bytes"], 4]
+    assert row == ["mine", "export", text, "QueryFinish", entry["read_rows"], entry["read_bytes"], 4]
     assert rows(
         project,
         "SELECT memory_usage > 0, cpu_microseconds > 0, query_duration_ms >= 0, event_date = today(),"
