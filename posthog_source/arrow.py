@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from pyarrow import json as pa_json
 
 from posthog_source.catalog import Column, Kind, Table
-from posthog_source.errors import StaleAnswerError, UnexpectedAnswerError, UnreadableAnswerError
+from posthog_source.errors import Body, StaleAnswerError, UnexpectedAnswerError, UnreadableAnswerError
 
 ARROW_TYPES: Mapping[Kind, pa.DataType] = {
     "text": pa.string(),
@@ -74,7 +74,7 @@ def schema_of(table: Table) -> pa.Schema:
     )
 
 
-def read_answer(body: bytes | bytearray) -> Answer:
+def read_answer(body: Body) -> Answer:
     """Reads the answer of a HogQL query.
 
     Raises:
@@ -89,7 +89,7 @@ def read_answer(body: bytes | bytearray) -> Answer:
         return _read_any_cells(body)
 
 
-def read_types(body: bytes | bytearray) -> list[tuple[str, str]]:
+def read_types(body: Body) -> list[tuple[str, str]]:
     """Names and ClickHouse types of an answer's columns.
 
     Raises:
@@ -196,7 +196,7 @@ def parse_instant(text: str) -> datetime:
     return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
 
 
-def _read_text_cells(body: bytes | bytearray) -> Answer:
+def _read_text_cells(body: Body) -> Answer:
     parsed = pa_json.read_json(
         pa.BufferReader(body),
         read_options=pa_json.ReadOptions(block_size=len(body) + 1, use_threads=False),
@@ -226,7 +226,7 @@ def _read_text_cells(body: bytes | bytearray) -> Answer:
     return _strided(cells, rows=len(rows), width=width)
 
 
-def _read_any_cells(body: bytes | bytearray) -> Answer:
+def _read_any_cells(body: Body) -> Answer:
     try:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -241,7 +241,7 @@ def _read_any_cells(body: bytes | bytearray) -> Answer:
     return _strided(cells, rows=len(rows), width=len(columns))
 
 
-def _check(*, has_results: bool, is_cached: bool | None, error: object, body: bytes | bytearray) -> None:
+def _check(*, has_results: bool, is_cached: bool | None, error: object, body: Body) -> None:
     if error:
         raise UnreadableAnswerError(
             f"PostHog answered 200 with an error inside: {' '.join(str(error).split())[:300]}"
@@ -348,5 +348,5 @@ def _ragged(width: int) -> str:
     return f"PostHog answered rows that do not have {width} cells each, as its columns say."
 
 
-def _not_an_answer(body: bytes | bytearray) -> str:
+def _not_an_answer(body: Body) -> str:
     return f"PostHog answered 200 with {len(body)} bytes that are not the JSON of an answer."

@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import copy
@@ -26,11 +27,13 @@ from urllib.parse import parse_qsl, urlsplit
 
 import httpx
 import orjson
+import pyarrow as pa
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
 from posthog_source.catalog import RateClass
 from posthog_source.config import LOOPBACK_HOSTS, Settings
 from posthog_source.errors import (
+    Body,
     ConnectionFailedError,
     DeadlineError,
     InterruptedRunError,
@@ -74,7 +77,6 @@ MODIFIERS: Mapping[str, object] = {"convertToProjectTimezone": False}
 
 logger = logging.getLogger("posthog_source")
 
-Body = bytes | bytearray
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -423,11 +425,9 @@ class Client:
     def _receive(
         self, request: _Request, content: bytes | None, headers: Mapping[str, str] | None
     ) -> _Answer:
-        """The answer, whole. It grows in place: httpx would hold its pieces and their sum at once."""
-        body = bytearray()
+        """The answer, whole."""
         with self._http.stream(request.method, request.target, content=content, headers=headers) as response:
-            for piece in response.iter_bytes():
-                body += piece
+            body = _join(deque(response.iter_bytes()))
         return _Answer(response.status_code, response.headers, body, response.num_bytes_downloaded)
 
     def _no_answer(self, request: _Request, error: httpx.HTTPError) -> ConnectionFailedError:
@@ -586,7 +586,7 @@ class _Answer:
 
     status: int
     headers: Mapping[str, str]
-    body: bytearray
+    body: memoryview
     received_bytes: int
 
 
@@ -707,7 +707,22 @@ def _gate_of(
     return shared_gate(hashlib.sha256(owner.encode()).hexdigest(), rates, places=settings.look_ahead)
 
 
-def _accept(answer: _Answer, request: _Request) -> bytearray:
+def _join(pieces: deque[bytes]) -> memoryview:
+    """Pieces as one, in Arrow's memory, letting go of each on the way.
+
+    httpx would hold the pieces and their sum at once, and what so large objects of ever other sizes take of
+    Python's own memory does not go back to the machine.
+    """
+    body = memoryview(pa.allocate_buffer(sum(map(len, pieces)))).cast("B")
+    at = 0
+    while pieces:
+        piece = pieces.popleft()
+        body[at : at + len(piece)] = piece
+        at += len(piece)
+    return body
+
+
+def _accept(answer: _Answer, request: _Request) -> memoryview:
     """The body, unless the answer is a refusal."""
     if answer.status >= 300:
         raise error_from_response(

@@ -84,12 +84,7 @@ def column_hints(
 def build_resource(table: Table, generator: Callable[..., Iterator[Any]]) -> DltResource:
     """A generator as the dlt resource of a table."""
     logging.getLogger("dlt").addFilter(_TYPE_HINT_FILTER)  # adding it again changes nothing
-    return dlt.resource(
-        generator,
-        name=table.name,
-        primary_key=table.primary_key,
-        schema_contract={"data_type": "freeze"},
-    )
+    return dlt.resource(generator, name=table.name, primary_key=table.primary_key)
 
 
 def destination_of(pipeline: dlt.Pipeline) -> Destination[Any, Any]:
@@ -391,12 +386,14 @@ def _count(pages: Iterable[pa.Table], counted: dict[str, int]) -> Iterator[pa.Ta
         counted["rows"] += page.num_rows
         counted["bytes"] += page.nbytes
         yield page
+        del page  # not kept while the next one is awaited
 
 
 def _tell(reader: Reader, counted: dict[str, int]) -> None:
-    """The counts, and what the reader has met, as metrics of the running resource."""
+    """The counts, and what the reader has met, as metrics of the running resource; the reader is done."""
     met = {"copies_dropped": reader.copies_dropped, "parts_read_again": reader.parts_read_again}
     dlt.current.resource_metrics().update(counted | met)
+    reader.forget()
 
 
 class _TypeHintFilter(logging.Filter):

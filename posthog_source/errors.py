@@ -39,6 +39,9 @@ import orjson
 
 MAX_DETAIL_CHARS = 300
 
+Body = bytes | memoryview
+"""What came in an answer, unpacked."""
+
 
 class PosthogSourceError(Exception):
     """Root of everything that this package raises on purpose. One line: what, where, what to do."""
@@ -203,7 +206,7 @@ _MEANINGS: Mapping[int, tuple[type[ApiError], str]] = {
 
 
 def error_from_response(
-    status: int, headers: Mapping[str, str], body: bytes | bytearray, *, where: str, scope: str = ""
+    status: int, headers: Mapping[str, str], body: Body, *, where: str, scope: str = ""
 ) -> ApiError:
     """Turns a refusal into the error that says what to do about it.
 
@@ -228,9 +231,7 @@ def error_from_response(
     return kind(message, status=status, code=code)
 
 
-def error_from_poll(
-    status: int, headers: Mapping[str, str], body: bytes | bytearray, *, where: str
-) -> ApiError:
+def error_from_poll(status: int, headers: Mapping[str, str], body: Body, *, where: str) -> ApiError:
     """As `error_from_response`, for an answer to the question how a query in the background is doing.
 
     The query's own failure comes without code: a 400 has PostHog's message, a 500 has none and is worth
@@ -307,7 +308,7 @@ def _say(status: int, where: str, what: str, detail: object) -> str:
     return f"PostHog answered {status} to {where}: {what}" + (f" PostHog says: {said}" if said else "")
 
 
-def _object(body: bytes | bytearray) -> dict[str, object]:
+def _object(body: Body) -> dict[str, object]:
     try:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError:

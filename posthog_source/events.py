@@ -66,16 +66,19 @@ class LateArrivals:
         window: Where they were looked for.
         rows: They themselves, when they are few.
         days: Windows to read again whole, when they are many.
+        is_first: Whether the window is a first read's own, after a sync that found nothing to read: people
+            may have been read then, and who came late since is among its events.
     """
 
     window: Window
     rows: tuple[pa.Table, ...] = ()
     days: tuple[Window, ...] = ()
+    is_first: bool = False
 
     def as_look(self) -> LateLook:
         """For the tables of people: who did it."""
         names = [name for page in self.rows for name in pc.unique(page.column("distinct_id")).to_pylist()]
-        return LateLook(self.days, tuple(sorted(set(names))))
+        return LateLook((self.window,) if self.is_first else self.days, tuple(sorted(set(names))))
 
     @property
     def row_count(self) -> int:
@@ -135,7 +138,7 @@ class _Stream:
         start = cursor.start_value or EPOCH
         cursor.advance(start)  # PostHog applies the range; dlt is not to filter again
         if cursor.end_value and start == EPOCH:
-            start = reader.fetch_first_instant() or cursor.end_value
+            start = min(reader.fetch_first_instant() or cursor.end_value, cursor.end_value)
         backfill = Window(start, cursor.end_value) if cursor.end_value else None
         state = claim_state(self._settings)
         ledger = Ledger(state, cursor=start, backfill=backfill)
@@ -154,7 +157,7 @@ class _Stream:
         # Only now: a generator that is closed early has not read its chunks.
         for chunk in chunks:
             ledger.record(chunk)
-        if late and (late.rows or late.days):
+        if late and (late.rows or late.days or late.is_first):
             remember_late(dlt.current.source_state(), late.as_look())
         if backfill is None:
             state[CHOICE] = self._config.choice()
@@ -237,10 +240,13 @@ class _Planner:
             self.ledger.cursor, unfinished = first_start, []
         window = self._next_window(unfinished, reads_all=is_new or begins_later)
         if window is None:
-            return Backlog(), None
+            return Backlog(looked_at=self.now if is_new else None), None
         logger.info("events: %s to %s", window.start.isoformat(), window.end.isoformat())
         late = None
-        if self.can_replace and not is_new and not begins_later:
+        if is_new and self.ledger.looked_at:
+            days = timedelta(days=self.config.late_arrival_days)
+            late = LateArrivals(Window(max(window.start, window.end - days), window.end), is_first=True)
+        elif self.can_replace and not is_new and not begins_later:
             late = self._fetch_late(window)
         beside = [*(late.days if late else ()), *self._future(window)]
         backlog = self._backlog(unfinished, [window], beside=beside)

@@ -33,6 +33,7 @@ from posthog_source.catalog import Column, HogqlTable, LabelField, discovered_co
 from posthog_source.client import Client
 from posthog_source.config import MAX_PAGE_ROWS, Settings, TableSettings
 from posthog_source.errors import (
+    Body,
     MissingRowsError,
     QueryRefusedError,
     SettingsError,
@@ -184,6 +185,7 @@ class Reader:
         self._may_repeat = may_repeat
         self._absent = absent
         self._probing = threading.Lock()
+        self._reading = threading.Lock()
 
     @classmethod
     def of(
@@ -217,8 +219,15 @@ class Reader:
         """Whether two rows of one key may have been handed on by now: the load has to sort them out."""
         if self.parts_read_again or self._rows > MAX_ROWS_COMPARED:
             return True
-        seen = self._seen_so_far()
-        return bool(pc.count_distinct(seen).as_py() < len(seen))
+        return _has_repeats(self._seen)
+
+    def forget(self) -> None:
+        """Lets go of the keys handed on.
+
+        A reader may live on until Python looks for cycles: dlt's settings keep an error, and with it the
+        frames of who asked for them.
+        """
+        self._seen.clear()
 
     def fetch_columns(self) -> tuple[Column, ...]:
         """Columns that the server has beside the table's own."""
@@ -356,6 +365,8 @@ class Reader:
             for page in self._iter_slice(plan, slice_, first):
                 received += page.received
                 yield self._hand_on(page)
+                del page
+                pa.default_memory_pool().release_unused()
             if slice_.closes:
                 if received < sum(member.rows for member in group):
                     yield from self._iter_again(plan, enclose(group), received)
@@ -385,9 +396,6 @@ class Reader:
         again = [pc.filter(seen, pc.is_in(seen, value_set=keys)) for seen in self._seen]
         again = [found for found in again if len(found)]
         return page.filter(pc.invert(pc.is_in(keys, value_set=pa.concat_arrays(again)))) if again else page
-
-    def _seen_so_far(self) -> pa.Array:
-        return pa.concat_arrays(self._seen) if self._seen else pa.array([], pa.string())
 
     @property
     def _axis(self) -> Axis | None:
@@ -620,7 +628,7 @@ class Reader:
         )
         try:
             ask = self._client.query_async if in_background else self._client.query
-            answer = ask(query, read_answer)
+            answer = ask(query, self._read)
         except QueryRefusedError as error:
             if error.code != "hogql_query_error" or self._find_absent() == absent:
                 raise
@@ -634,6 +642,16 @@ class Reader:
         clean = drop_copies(replace_nul(rows, self.table), self.table.primary_key[1:])
         self._client.proof.rows = max(self._client.proof.rows, rows.num_rows)
         return Page(clean, rows.num_rows, limit, last, in_background)
+
+    def _read(self, body: Body) -> Answer:
+        """Reads one answer at a time: while it is read, it lies in memory four times over.
+
+        What that took is given back at once, which Arrow's allocator would put off until the thread's next.
+        """
+        with self._reading:
+            answer = read_answer(body)
+            pa.default_memory_pool().release_unused()
+            return answer
 
     def _find_absent(self) -> frozenset[str]:
         """Optional columns that this server does not know; asked once, told once."""
@@ -713,6 +731,17 @@ def _day_labels(day: str | None, names: str | None, rows: str | None) -> tuple[d
     on = date.fromisoformat(day or "")
     counted = sorted(zip(orjson.loads(names or "[]"), orjson.loads(rows or "[]"), strict=True))
     return on, tuple(Count((on, name), int(count)) for name, count in counted)
+
+
+def _has_repeats(chunks: Sequence[pa.Array]) -> bool:
+    """Whether two texts are the same, looked for among those that end alike.
+
+    A hash table of all at once would take several times their memory.
+    """
+    texts = pa.chunked_array(chunks, pa.string())
+    ends = pc.utf8_slice_codeunits(texts, -1)
+    alike = (texts.filter(pc.equal(ends, end)) for end in pc.unique(ends))
+    return any(pc.count_distinct(some).as_py() < len(some) for some in alike)
 
 
 def _label(fields: Sequence[LabelField], texts: Sequence[str | None]) -> Label:

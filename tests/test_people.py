@@ -273,6 +273,20 @@ def test_people_who_come_late_to_an_empty_project_are_found(busy_project: Projec
     check_exactly(busy_project, place)
 
 
+def test_people_whose_late_events_are_among_the_first_ever_read_are_found(
+    busy_project: Project, place: Warehouse
+) -> None:
+    """A sync that finds no event old enough has people all the same."""
+    busy_project.capture(event("seen", "pioneer"))
+    sync(busy_project, place, events=EventsConfig(lag_s=300))
+    assert place.counts()["persons"] == 1
+    busy_project.capture(event("offline", "traveller", datetime.now(UTC) - timedelta(days=5)))
+
+    sync(busy_project, place)
+
+    check_exactly(busy_project, place)
+
+
 def test_a_plain_run_is_right_too_and_finds_late_people_in_the_next(town: Project, place: Warehouse) -> None:
     place.sync(town, *PEOPLE, events=AT_ONCE)
     check_exactly(town, place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -16,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import dlt
+import pyarrow as pa
 import pytest
 
-from posthog_source import Budget, RunReport, run_backfill, run_sync
+from posthog_source import Budget, EventsConfig, PeopleConfig, RunReport, run_backfill, run_sync
 from posthog_source.errors import QuotaSpentError, SettingsError, find_cause
 from tests.conftest import NO_LIMITS, ROOT, Project, Server, Warehouse, add_events
 
@@ -137,6 +139,37 @@ def test_copies_in_a_first_load_are_sorted_out(project: Project, place: Warehous
     sync(project, place, end_date=END)
 
     assert place.uuids() == uuids
+
+
+def test_pages_do_not_wait_for_the_garbage_collector(busy_project: Project, place: Warehouse) -> None:
+    """One that a cycle holds stays in memory until Python looks for cycles, which may be many pages later."""
+    busy_project.generate(
+        events=2_000, persons=1_000, days=2, end="2026-01-05T00:00:00Z", properties_bytes=1_000, nasty=False
+    )
+    settings = busy_project.credentials | {
+        "events": EventsConfig(page_rows=500),
+        "people": PeopleConfig(page_rows=500),
+    }
+    run_sync(Warehouse.at(place.path / "first").pipeline, **settings)  # imports and caches stay
+    gc.collect()
+    gc.disable()
+    try:
+        before = pa.total_allocated_bytes()
+        report = run_sync(place.pipeline, **settings)
+        kept = pa.total_allocated_bytes() - before
+    finally:
+        gc.enable()
+
+    smallest = min(report.tables[name]["bytes"] for name in ("events", "persons", "sessions"))
+    assert kept < 60_000 < smallest  # the empty tables that say what types a load has
+
+
+def test_what_ends_before_the_first_event_reads_none(project: Project, place: Warehouse) -> None:
+    four_days(project)
+
+    assert sync(project, place, end_date=START).status == "done"
+
+    assert place.counts() == {"events": 0}
 
 
 def test_the_report_adds_up_to_what_is_in_the_warehouse_and_is_kept_there(
