@@ -64,6 +64,7 @@ class Column:
         is_opt_in: Optional because a project has to ask PostHog for it: no warning where it is not there.
         is_added: The connector writes it; PostHog is not asked for it.
         is_composed: PostHog has a list there, or something else that is not text: its JSON is asked for.
+        summed: Where the table keeps rows in parts: the HogQL expression that makes it of them.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Column:
     is_opt_in: bool = False
     is_added: bool = False
     is_composed: bool = False
+    summed: str = ""
 
     @property
     def source(self) -> str:
@@ -132,6 +134,19 @@ class SortKey:
     labels: tuple[LabelField, ...] = ()
     axis: AxisField | None = None
     is_sampled: bool = False
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How PostHog keeps a row in several, which are to be summed.
+
+    Attributes:
+        time_field: When a part begins; its UTC day leads PostHog's sort key.
+        spread_days: How many days a row's first and last part may lie apart.
+    """
+
+    time_field: str
+    spread_days: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +217,7 @@ class HogqlTable(Table):
             looks at all rows.
         late_lookback_days: The same, once a day.
         is_open: Servers have more columns than these, by their version; they are asked which.
+        parts: Where the sources hold parts of rows: the columns are sums of theirs, by the page key.
     """
 
     sources: tuple[str, ...]
@@ -217,6 +233,7 @@ class HogqlTable(Table):
     lookback_days: int | None = None
     late_lookback_days: int = 0
     is_open: bool = False
+    parts: Parts | None = None
 
     def without(self, names: Collection[str]) -> HogqlTable:
         """The table less those columns."""
@@ -446,6 +463,91 @@ SESSIONS = HogqlTable(
     is_open=True,
 )
 
+# Not `session_replay_events`, which does not tell when a recording was last written, and makes two of one
+# whose parts disagree on how long to keep it (posthog/hogql/database/schema/session_replay_events.py).
+SESSION_REPLAYS = HogqlTable(
+    name="session_replays",
+    description="One row per session recording as last seen: what is told of it, not what it shows.",
+    columns=(
+        PROJECT_ID,
+        Column("session_id", "text", "The session that it shows", is_required=True),
+        Column(
+            "distinct_id", "text", "Who was last seen in it", summed="argMax(distinct_id, max_last_timestamp)"
+        ),
+        Column(
+            "start_time", "timestamp", "Its beginning", is_required=True, summed="min(min_first_timestamp)"
+        ),
+        Column("end_time", "timestamp", "Its end", is_required=True, summed="max(max_last_timestamp)"),
+        Column(
+            "last_written_at", "timestamp", "When it last grew", is_required=True, summed="max(_timestamp)"
+        ),
+        Column("first_url", "text", "First address", summed="argMinMerge(first_url)", is_optional=True),
+        Column(
+            "all_urls",
+            "json",
+            "Addresses visited",
+            summed="arraySort(groupUniqArrayArray(all_urls))",
+            is_composed=True,
+            is_optional=True,
+        ),
+        *(
+            Column(name, "bigint", description, summed=f"sum({name})")
+            for name, description in (
+                ("click_count", "Clicks"),
+                ("keypress_count", "Keys pressed"),
+                ("mouse_activity_count", "Movements of the mouse"),
+                ("active_milliseconds", "How long somebody was at it"),
+                ("console_log_count", "Lines in the browser's console"),
+                ("console_warn_count", "Warnings there"),
+                ("console_error_count", "Errors there"),
+            )
+        ),
+        *(
+            Column(name, "bigint", description, summed=f"sum({name})", is_optional=True)
+            for name, description in (
+                ("size", "Bytes"),
+                ("event_count", "Recorded changes of the page"),
+                ("message_count", "Messages that brought them"),
+            )
+        ),
+        Column(
+            "snapshot_source",
+            "text",
+            "web or mobile",
+            summed="argMinMerge(snapshot_source)",
+            is_optional=True,
+        ),
+        Column(
+            "snapshot_library",
+            "text",
+            "The library that recorded it",
+            summed="argMinMerge(snapshot_library)",
+            is_optional=True,
+        ),
+        Column(
+            "retention_period_days",
+            "bigint",
+            "How long PostHog keeps it",
+            summed="max(retention_period_days)",
+            is_optional=True,
+        ),
+        Column("is_deleted", "bool", "Whether it was deleted", summed="max(is_deleted)", is_optional=True),
+    ),
+    primary_key=("project_id", "session_id"),
+    disposition="merge",
+    scopes=("query:read",),
+    sources=("raw_session_replay_events",),
+    # ORDER BY (toDate(min_first_timestamp), team_id, session_id): session_replay_event_sql.py in posthog/
+    # session_recordings/sql. A session lasts a day at most.
+    parts=Parts("min_first_timestamp", spread_days=1),
+    sort_key=SortKey(labels=(LabelField("start_time", "day"),), axis=AxisField("session_id", "hash")),
+    page_key=("session_id",),
+    cursor="last_written_at",
+    overlap_s=900.0,
+    lookback_days=3,
+    late_lookback_days=30,
+)
+
 GROUP_TYPES = RestTable(
     name="group_types",
     description="One row per type of groups.",
@@ -591,6 +693,7 @@ TABLES: tuple[Table, ...] = (
     GROUPS,
     GROUP_TYPES,
     SESSIONS,
+    SESSION_REPLAYS,
     COHORTS,
     COHORT_PEOPLE,
     INSIGHTS,

@@ -111,7 +111,7 @@ def build_page(
     order = ", ".join(_name(key.source) for key in keys)
     return builder.query(
         f"SELECT {', '.join(builder.cell_of(column) for column in _as_newest(table).asked)} "
-        f"{builder.rows(table, source, conditions, table.asked)} ORDER BY {order} LIMIT {limit}"
+        f"{builder.rows(table, source, conditions, table.asked, near=slice_)} ORDER BY {order} LIMIT {limit}"
     )
 
 
@@ -125,7 +125,7 @@ def build_count(
 ) -> Query:
     """One row, one cell: rows of a slice."""
     builder = _Builder(f"posthog_source {table.name} count")
-    rows = builder.rows(table, source, builder.in_slice(table, slice_, window, among))
+    rows = builder.rows(table, source, builder.in_slice(table, slice_, window, among), near=slice_)
     return builder.query(f"SELECT toString(count()) AS row_count {rows} LIMIT 1")
 
 
@@ -142,7 +142,7 @@ def build_count_distinct(
     Fewer than its rows where a ClickHouse table still holds duplicates that it will merge one day.
     """
     builder = _Builder(f"posthog_source {table.name} recount")
-    rows = builder.rows(table, source, builder.in_slice(table, slice_, window, among))
+    rows = builder.rows(table, source, builder.in_slice(table, slice_, window, among), near=slice_)
     key = ", ".join(_name(table.column(name).source) for name in table.page_key)
     return builder.query(f"SELECT toString(uniqExact(tuple({key}))) AS row_count {rows} LIMIT 1")
 
@@ -163,13 +163,14 @@ def build_label_counts(
     conditions = builder.in_slice(table, Slice(lower), window, among)
     if after is not None:
         conditions += builder.beyond(_ranges(table.sort_key, Bound(after)), is_inclusive=False)
+    rows = builder.rows(table, source, conditions, near=Slice(lower))
     names = [f"label_{i}" for i in range(len(labels))]
-    fields = [_label_expression(label) for label in labels]
+    fields = [_label_expression(table, label) for label in labels]
     cells = ", ".join(
         f"toString({expression}) AS {name}" for expression, name in zip(fields, names, strict=True)
     )
     return builder.query(
-        f"SELECT {cells}, toString(count()) AS row_count {builder.rows(table, source, conditions)} "
+        f"SELECT {cells}, toString(count()) AS row_count {rows} "
         f"GROUP BY {', '.join(fields)} ORDER BY {', '.join(fields)} LIMIT {limit}"
     )
 
@@ -193,7 +194,7 @@ def build_heavy_counts(
     among = Keys(fields[-1].field, tuple(sorted({str(label[-1]) for label in labels})))
     conditions = builder.in_slice(table, whole, window, among)
     hash_ = f"cityHash64({_name(table.sort_key.axis.field if table.sort_key.axis else '')})"
-    grouped = [*(_label_expression(one) for one in fields), hash_]
+    grouped = [*(_label_expression(table, one) for one in fields), hash_]
     cells = ", ".join(f"toString({expression}) AS label_{i}" for i, expression in enumerate(grouped))
     return builder.query(
         f"SELECT {cells}, toString(count()) AS row_count {builder.rows(table, source, conditions)} "
@@ -218,7 +219,7 @@ def build_day_labels(table: HogqlTable, source: str, *, window: Window) -> Query
     One row for each day, so that no LIMIT, told or not, cuts one short.
     """
     builder = _Builder(f"posthog_source {table.name} count")
-    day, name = (_label_expression(label) for label in table.sort_key.labels)
+    day, name = (_label_expression(table, label) for label in table.sort_key.labels)
     rows = builder.rows(table, source, builder.in_slice(table, Slice(), window))
     counts = f"SELECT {day} AS label_0, {name} AS label_1, count() AS row_count {rows} GROUP BY {day}, {name}"
     return builder.query(
@@ -283,7 +284,8 @@ def build_columns(source: str) -> Query:
 def build_probe(table: HogqlTable, source: str, column: Column) -> Query:
     """Zero rows of one column: refused when the server does not know it."""
     builder = _Builder(f"posthog_source {table.name} probe")
-    return builder.query(f"SELECT {builder.cell_of(column)} FROM {source} WHERE 1 = 2 LIMIT 1")
+    cell = column.summed or builder.cell_of(column)
+    return builder.query(f"SELECT {cell} FROM {source} WHERE 1 = 2 LIMIT 1")
 
 
 def build_probe_condition(table: HogqlTable, source: str) -> Query:
@@ -385,14 +387,22 @@ class _Builder:
         return conditions
 
     def rows(
-        self, table: HogqlTable, source: str, conditions: Sequence[str], columns: Sequence[Column] = ()
+        self,
+        table: HogqlTable,
+        source: str,
+        conditions: Sequence[str],
+        columns: Sequence[Column] = (),
+        *,
+        near: Slice | None = None,
     ) -> str:
         """FROM and WHERE: every question about a table gets its own from here, with the table's condition.
 
-        Of a table of versions, only the key and those columns can be asked for.
+        Of a table of versions or of parts, only the key and those columns can be asked for, and what the
+        conditions name. `near` is the slice that they lie in, if any.
         """
         wanted = [*conditions, *self.chosen(table.condition)]
-        rows = f"FROM {source}" + (f" WHERE {' AND '.join(wanted)}" if wanted else "")
+        named = f"({_summed(table, source, columns, near)}) AS summed" if table.parts else source
+        rows = f"FROM {named}" + (f" WHERE {' AND '.join(wanted)}" if wanted else "")
         return f"FROM ({_newest(table, rows, columns)}) AS newest" if table.version_field else rows
 
     def chosen(self, condition: Condition | None) -> list[str]:
@@ -502,6 +512,26 @@ def _as_newest(table: HogqlTable) -> HogqlTable:
     )
 
 
+def _summed(table: HogqlTable, source: str, columns: Sequence[Column], near: Slice | None) -> str:
+    """Whole rows of their parts, all of those that may belong to a row of the slice."""
+    key = [table.column(name) for name in table.page_key]
+    compared = {table.cursor, *(label.field for label in table.sort_key.labels)}
+    cells = [f"{c.summed} AS {c.name}" for c in table.asked if c in columns or c.name in compared if c.summed]
+    names = ", ".join(_name(column.source) for column in key)
+    when = " AND ".join(_parts_near(table, near))
+    return f"SELECT {names}, {', '.join(cells)} FROM {source}{when and f' WHERE {when}'} GROUP BY {names}"
+
+
+def _parts_near(table: HogqlTable, near: Slice | None) -> list[str]:
+    """Bounds on the time of parts, where a slice's days bound that of rows."""
+    if table.parts is None or near is None:
+        return []
+    name, spread = _name(table.parts.time_field), table.parts.spread_days * DAY
+    first, last = (_first_midnight(bound) for bound in (near.lower, near.upper))
+    conditions = [f"{name} >= {utc(first - spread)}"] if first else []
+    return [*conditions, f"{name} <= {utc(last + DAY + spread - MICROSECOND)}"] if last else conditions
+
+
 _RangeOf = Callable[[_Builder], _Range]
 
 
@@ -519,10 +549,14 @@ def _in_window(table: HogqlTable, slice_: Slice, window: Window) -> list[str]:
 
 def _midnight(table: HogqlTable, bound: Bound | None) -> datetime | None:
     """When the day of a place on the line begins, where the line is one of days of the window's own time."""
-    if bound is None or not table.sort_key.labels or not isinstance(bound.label[0], date):
-        return None
-    is_own = table.sort_key.labels[0].field == table.column(table.time_column or "").source
-    return datetime.combine(bound.label[0], time(), UTC) if is_own else None
+    is_own = table.sort_key.labels[:1] == (LabelField(table.column(table.time_column or "").source, "day"),)
+    return _first_midnight(bound) if is_own else None
+
+
+def _first_midnight(bound: Bound | None) -> datetime | None:
+    """When the day begins that leads a place's label, if one does."""
+    day = bound.label[0] if bound and bound.label else None
+    return datetime.combine(day, time(), UTC) if isinstance(day, date) else None
 
 
 def _shared_values(sort_key: SortKey, slice_: Slice) -> int:
@@ -591,8 +625,15 @@ def _day_range(name: str, midnight: datetime) -> _Range:
     )
 
 
-def _label_expression(label: LabelField) -> str:
-    return f"toDate({_name(label.field)})" if label.kind == "day" else _name(label.field)
+def _label_expression(table: HogqlTable, label: LabelField) -> str:
+    """What rows are counted by.
+
+    HogQL takes the toDate of what it does not know to be a time, such as a sum's, for that of a text.
+    """
+    name = _name(label.field)
+    if label.kind != "day":
+        return name
+    return f"toYYYYMMDD({name})" if table.parts else f"toDate({name})"
 
 
 def _name(source: str) -> str:

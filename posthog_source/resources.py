@@ -14,7 +14,15 @@ from typing import Any
 import dlt
 from dlt.sources import DltResource
 
-from posthog_source.catalog import COHORTS, GROUP_TYPES, GROUPS, INSIGHTS, SESSIONS, RestTable
+from posthog_source.catalog import (
+    COHORTS,
+    GROUP_TYPES,
+    GROUPS,
+    INSIGHTS,
+    SESSION_REPLAYS,
+    SESSIONS,
+    RestTable,
+)
 from posthog_source.changing import build_changing
 from posthog_source.client import Client
 from posthog_source.config import EventsSettings, PeopleSettings, Settings
@@ -38,6 +46,7 @@ def build_resources(
         build_changing(client, settings, GROUPS, people, clock=utc_now),
         _listing(client, settings, GROUP_TYPES),
         build_changing(client, settings, SESSIONS, people, clock=utc_now),
+        build_changing(client, settings, SESSION_REPLAYS, people, clock=utc_now),
         _listing(client, settings, COHORTS),
         build_membership(client, settings, people, clock=utc_now),
         _changes(client, settings, INSIGHTS),

@@ -318,16 +318,11 @@ def test_events_read_with_their_current_person_are_told_the_same(story: Story, w
 def test_rows_that_are_marked_as_deleted_count_as_gone(story: Story, warehouse: Warehouse) -> None:
     uuids = add_events(story.project, 2, distinct_id=["gone", "here"], person_id=[SOMEONE] * 2)
     warehouse.sync(story.project, *TABLES, people=SWEEP)
-    deleted_at = pa.array([datetime(2026, 1, 11, tzinfo=UTC), None], pa.timestamp("us", "UTC"))
-    marked = pa.table(
-        {
-            "project_id": [story.project.id] * 2,
-            "distinct_id": ["gone", "here"],
-            "person_id": [SOMEONE_ELSE] * 2,
-            "deleted_at": deleted_at,
-        }
-    )
-    warehouse.pipeline.run(marked, table_name="person_distinct_ids", write_disposition="append")
+    for distinct_id, deleted_at in (("gone", "'2026-01-11 00:00:00+00'"), ("here", "NULL")):
+        warehouse.query(
+            "INSERT INTO person_distinct_ids (project_id, distinct_id, person_id, deleted_at)"
+            f" VALUES ({story.project.id}, '{distinct_id}', '{SOMEONE_ELSE}', {deleted_at})"
+        )
 
     seen = persons_of_view(warehouse, create_person_view(warehouse.pipeline))
 

@@ -17,6 +17,7 @@ from posthog_source.catalog import (
     GROUPS,
     PERSON_DISTINCT_IDS,
     PERSONS,
+    SESSION_REPLAYS,
     SESSIONS,
     TABLES,
     Column,
@@ -89,6 +90,13 @@ def people(server: Server) -> Project:
     """A product's people: 3,000 persons, 3,900 distinct ids, and cohorts."""
     project = server.project(settings={"rate_limits": NO_LIMITS})
     project.generate(events=1_000, persons=3_000, days=2, end=END.isoformat(), properties_bytes=10)
+    for at in (END - timedelta(hours=50), END - timedelta(hours=26)):
+        project.rows(
+            "session_replay_events",
+            session_id=[f"recording {n}" for n in range(1_200)],
+            distinct_id=["somebody"] * 1_200,
+            first_timestamp=pa.array([at] * 1_200, pa.timestamp("us", "UTC")),
+        )
     return project
 
 
@@ -133,6 +141,11 @@ def true_keys(project: Project, table: HogqlTable) -> set[tuple[Any, ...]]:
         rows = project.server.sql(
             "SELECT DISTINCT toString(`$session_id`) FROM events"
             f" WHERE team_id = {project.id} AND `$session_id` != ''"
+        )
+        return {(session_id,) for (session_id,) in rows}
+    if table is SESSION_REPLAYS:
+        rows = project.server.sql(
+            f"SELECT DISTINCT session_id FROM session_replay_events WHERE team_id = {project.id}"
         )
         return {(session_id,) for (session_id,) in rows}
     assert table is COHORT_PEOPLE

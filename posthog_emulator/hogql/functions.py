@@ -195,7 +195,8 @@ AGGREGATES = """
     medianIf medianExactIf groupArrayIf groupUniqArrayIf 2-2
     argMin argMax covarPop covarSamp corr avgWeighted 2-2
     argMinIf argMaxIf 3-3
-    groupArray groupUniqArray groupBitAnd groupBitOr groupBitXor groupBitmap sumWithOverflow 1-1
+    groupArray groupUniqArray groupUniqArrayArray 1-1
+    groupBitAnd groupBitOr groupBitXor groupBitmap sumWithOverflow 1-1
     uniq uniqExact uniqHLL12 1-+
     uniqIf uniqExactIf 2-+
     minOrNull maxOrNull sumOrNull avgOrNull minOrDefault maxOrDefault sumOrDefault avgOrDefault 1-1
