@@ -199,7 +199,7 @@ def test_a_sweep_that_stops_deletes_nobody_and_goes_on_where_it_was(
     busy_project: Project, tmp_path: Path, is_kept: bool
 ) -> None:
     """Read in commits of about forty rows, one at a time."""
-    busy_project.generate(events=10, persons=300, days=1, properties_bytes=10, nasty=False)
+    busy_project.generate(events=10, persons=240, days=1, properties_bytes=10, nasty=False)
     small = {"people": PeopleConfig(page_rows=40, sweep_every_days=0), "rows_per_commit": 40}
     sync(busy_project, Warehouse.at(tmp_path), *PEOPLE, **small)
     before = true_persons(busy_project)
