@@ -185,7 +185,6 @@ class Reader:
         self._may_repeat = may_repeat
         self._absent = absent
         self._probing = threading.Lock()
-        self._reading = threading.Lock()
 
     @classmethod
     def of(
@@ -628,7 +627,7 @@ class Reader:
         )
         try:
             ask = self._client.query_async if in_background else self._client.query
-            answer = ask(query, self._read)
+            answer = ask(query, _read)
         except QueryRefusedError as error:
             if error.code != "hogql_query_error" or self._find_absent() == absent:
                 raise
@@ -642,16 +641,6 @@ class Reader:
         clean = drop_copies(replace_nul(rows, self.table), self.table.primary_key[1:])
         self._client.proof.rows = max(self._client.proof.rows, rows.num_rows)
         return Page(clean, rows.num_rows, limit, last, in_background)
-
-    def _read(self, body: Body) -> Answer:
-        """Reads one answer at a time: while it is read, it lies in memory four times over.
-
-        What that took is given back at once, which Arrow's allocator would put off until the thread's next.
-        """
-        with self._reading:
-            answer = read_answer(body)
-            pa.default_memory_pool().release_unused()
-            return answer
 
     def _find_absent(self) -> frozenset[str]:
         """Optional columns that this server does not know; asked once, told once."""
@@ -712,6 +701,16 @@ class Reader:
                 raise
             logger.warning("%s: asking in the background. %s", self.table.name, error)
             return self._client.query_async(query, read_answer)
+
+
+def _read(body: Body) -> Answer:
+    """Reads an answer, which lies in memory four times over meanwhile.
+
+    What that took is given back at once; Arrow's allocator would wait for the thread's next answer.
+    """
+    answer = read_answer(body)
+    pa.default_memory_pool().release_unused()
+    return answer
 
 
 def _in_halves(window: Window, fetch: Callable[[Window], dict[date, T]]) -> dict[date, T]:
