@@ -365,7 +365,6 @@ class Reader:
                 received += page.received
                 yield self._hand_on(page)
                 del page
-                pa.default_memory_pool().release_unused()
             if slice_.closes:
                 if received < sum(member.rows for member in group):
                     yield from self._iter_again(plan, enclose(group), received)
