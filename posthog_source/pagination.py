@@ -218,7 +218,7 @@ class Reader:
         """Whether two rows of one key may have been handed on by now: the load has to sort them out."""
         if self.parts_read_again or self._rows > MAX_ROWS_COMPARED:
             return True
-        return _has_repeats(self._seen)
+        return self._may_repeat and _has_repeats(self._seen)
 
     def forget(self) -> None:
         """Lets go of the keys handed on.
@@ -390,10 +390,9 @@ class Reader:
 
     def _drop_seen(self, page: pa.Table, name: str) -> pa.Table:
         """The page less the rows whose key has been handed on already: hardly ever any."""
-        keys = page.column(name)
-        again = [pc.filter(seen, pc.is_in(seen, value_set=keys)) for seen in self._seen]
-        again = [found for found in again if len(found)]
-        return page.filter(pc.invert(pc.is_in(keys, value_set=pa.concat_arrays(again)))) if again else page
+        keys, seen = page.column(name), pa.chunked_array(self._seen, pa.string())
+        again = seen.filter(pc.is_in(seen, value_set=keys))
+        return page.filter(pc.invert(pc.is_in(keys, value_set=again))) if len(again) else page
 
     @property
     def _axis(self) -> Axis | None:
