@@ -7,10 +7,11 @@ else mostly import. DuckDB, sockets and threads come after the fork.
 from __future__ import annotations
 
 import multiprocessing
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,6 +25,10 @@ STEPS: tuple[Step, ...] = get_args(Step)
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.programs.sync", "duckdb", "pytest"])
+
+_REAPING = threading.Lock()
+"""How a process ended can be read once, and to start one reads it of all that have: of two threads, one that
+joins a process while the other starts one may find nothing, which multiprocessing takes for 255."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +81,8 @@ class Process:
         self._ear, mouth = FORKS.Pipe(duplex=False)
         self._process = FORKS.Process(target=_run, args=(self.job, mouth), daemon=True)
         self.started_s = time.monotonic()
-        self._process.start()
+        with _REAPING:
+            self._process.start()
         mouth.close()
 
     def follow_to(self, commit: int, step: Step) -> bool:
@@ -102,12 +108,14 @@ class Process:
     def finish(self) -> None:
         """Waits for the end, which must be a good one."""
         self._hear_out()
-        assert (self._process.exitcode, self.said) == (0, "done"), self.said
+        assert (self._process.exitcode, self.said) == (0, "done")
 
     def _hear_out(self) -> None:
         while self._hear():
             pass
-        self._process.join()
+        wait([self._process.sentinel])
+        with _REAPING:
+            self._process.join()
         self._ear.close()
 
     def _hear(self) -> bool:
