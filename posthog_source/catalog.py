@@ -491,23 +491,18 @@ SESSION_REPLAYS = HogqlTable(
             is_optional=True,
         ),
         *(
-            Column(name, "bigint", description, summed=f"sum({name})")
-            for name, description in (
-                ("click_count", "Clicks"),
-                ("keypress_count", "Keys pressed"),
-                ("mouse_activity_count", "Movements of the mouse"),
-                ("active_milliseconds", "How long somebody was at it"),
-                ("console_log_count", "Lines in the browser's console"),
-                ("console_warn_count", "Warnings there"),
-                ("console_error_count", "Errors there"),
-            )
-        ),
-        *(
-            Column(name, "bigint", description, summed=f"sum({name})", is_optional=True)
-            for name, description in (
-                ("size", "Bytes"),
-                ("event_count", "Recorded changes of the page"),
-                ("message_count", "Messages that brought them"),
+            Column(name, "bigint", description, summed=f"sum({name})", is_optional=is_optional)
+            for name, description, is_optional in (
+                ("click_count", "Clicks", False),
+                ("keypress_count", "Keys pressed", False),
+                ("mouse_activity_count", "Movements of the mouse", False),
+                ("active_milliseconds", "How long somebody was at it", False),
+                ("console_log_count", "Lines in the browser's console", False),
+                ("console_warn_count", "Warnings there", False),
+                ("console_error_count", "Errors there", False),
+                ("size", "Bytes", True),
+                ("event_count", "Recorded changes of the page", True),
+                ("message_count", "Messages that brought them", True),
             )
         ),
         Column(

@@ -77,7 +77,6 @@ MODIFIERS: Mapping[str, object] = {"convertToProjectTimezone": False}
 
 logger = logging.getLogger("posthog_source")
 
-
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -710,8 +709,8 @@ def _gate_of(
 def _join(pieces: deque[bytes]) -> memoryview:
     """Pieces as one, in Arrow's memory, letting go of each on the way.
 
-    httpx would hold the pieces and their sum at once, and what so large objects of ever other sizes take of
-    Python's own memory does not go back to the machine.
+    httpx would hold the pieces and their sum at once, and Python does not give back to the machine what
+    objects so large, each of another size, have taken.
     """
     body = memoryview(pa.allocate_buffer(sum(map(len, pieces)))).cast("B")
     at = 0

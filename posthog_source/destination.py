@@ -297,9 +297,9 @@ class Target:
         yield self.begin(table, "append" if is_new else first, json_columns, has_copies=self._may_resume)
         counted = dict(metrics or {})
         yield from _count(pages, counted)
-        last = disposition()
-        if reader.has_copies or last != first:
-            yield self.begin(table, last, json_columns, has_copies=self._may_resume or reader.has_copies)
+        last, has_copies = disposition(), reader.has_copies
+        if has_copies or last != first:
+            yield self.begin(table, last, json_columns, has_copies=self._may_resume or has_copies)
         _tell(reader, counted)
 
     def merge(

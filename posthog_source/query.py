@@ -402,7 +402,7 @@ class _Builder:
         """
         wanted = [*conditions, *self.chosen(table.condition)]
         named = f"({_summed(table, source, columns, near)}) AS summed" if table.parts else source
-        rows = f"FROM {named}" + (f" WHERE {' AND '.join(wanted)}" if wanted else "")
+        rows = f"FROM {named}{_where(wanted)}"
         return f"FROM ({_newest(table, rows, columns)}) AS newest" if table.version_field else rows
 
     def chosen(self, condition: Condition | None) -> list[str]:
@@ -516,10 +516,10 @@ def _summed(table: HogqlTable, source: str, columns: Sequence[Column], near: Sli
     """Whole rows of their parts, all of those that may belong to a row of the slice."""
     key = [table.column(name) for name in table.page_key]
     compared = {table.cursor, *(label.field for label in table.sort_key.labels)}
-    cells = [f"{c.summed} AS {c.name}" for c in table.asked if c in columns or c.name in compared if c.summed]
+    needed = [c for c in table.asked if c.summed and (c in columns or c.name in compared)]
+    cells = ", ".join(f"{column.summed} AS {column.name}" for column in needed)
     names = ", ".join(_name(column.source) for column in key)
-    when = " AND ".join(_parts_near(table, near))
-    return f"SELECT {names}, {', '.join(cells)} FROM {source}{when and f' WHERE {when}'} GROUP BY {names}"
+    return f"SELECT {names}, {cells} FROM {source}{_where(_parts_near(table, near))} GROUP BY {names}"
 
 
 def _parts_near(table: HogqlTable, near: Slice | None) -> list[str]:
@@ -641,6 +641,10 @@ def _name(source: str) -> str:
     return ".".join(
         part if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", part) else f"`{part}`" for part in source.split(".")
     )
+
+
+def _where(conditions: Sequence[str]) -> str:
+    return f" WHERE {' AND '.join(conditions)}" if conditions else ""
 
 
 def _any(conditions: Sequence[str]) -> str:

@@ -21,14 +21,6 @@ NOW = datetime.now(UTC).replace(microsecond=0)
 MIDNIGHT = NOW.replace(hour=0, minute=0, second=0)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
-SUMS = {
-    **{name: name for name in ("click_count", "keypress_count", "size", "message_count")},
-    "distinct_id": "distinct_id",
-    "first_url": "first_url",
-    "snapshot_source": "snapshot_source",
-    "retention": "retention_period_days",
-}
-
 
 def recording(number: int) -> str:
     return str(uuid.UUID(int=number + 1, version=4))
