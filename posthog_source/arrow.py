@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import json as pa_json
 
-from posthog_source.catalog import Column, Kind, Table
 from posthog_source.errors import Body, StaleAnswerError, UnexpectedAnswerError, UnreadableAnswerError
+from posthog_source.tables import Column, Kind, Table
 
 ARROW_TYPES: Mapping[Kind, pa.DataType] = {
     "text": pa.string(),

@@ -17,12 +17,12 @@ from typing import Any
 
 from dlt.sources import DltResource
 
-from posthog_source.catalog import HogqlTable
 from posthog_source.client import Client
 from posthog_source.config import Settings, TableSettings
 from posthog_source.destination import Target, build_resource, claim_state, metered
 from posthog_source.pagination import Plan, Reader
 from posthog_source.query import Changed
+from posthog_source.tables import HogqlTable
 from posthog_source.windows import Bound, Slice
 
 UNTIL, LOOKED_AT, START, UNFINISHED = "changed_until", "looked_for_late_changes_at", "start", "unfinished"

@@ -30,7 +30,6 @@ import orjson
 import pyarrow as pa
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
-from posthog_source.catalog import RateClass
 from posthog_source.config import LOOPBACK_HOSTS, Settings
 from posthog_source.errors import (
     Body,
@@ -50,6 +49,7 @@ from posthog_source.errors import (
 )
 from posthog_source.query import Query
 from posthog_source.rate_limit import Gate, Rate, Turn, shared_gate
+from posthog_source.tables import RateClass
 
 CONNECT_TIMEOUT_S = 10.0
 FIRST_CONTACT_TRIES = 3

@@ -25,10 +25,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from posthog_source.catalog import TABLES, RestTable, Table
+from posthog_source.catalog import TABLES
 from posthog_source.errors import SettingsError
 from posthog_source.progress import RichProgress
 from posthog_source.source import EventsConfig, posthog_source
+from posthog_source.tables import RestTable, Table
 
 DATASET = "posthog_data"
 DEMO_MODULES = ("posthog_emulator", "chdb", "hogql_parser", "starlette", "uvicorn", "posthog")

@@ -17,9 +17,10 @@ from dlt.destinations.exceptions import DatabaseException, DatabaseTerminalExcep
 from dlt.destinations.sql_client import SqlClientBase
 from sqlglot import exp
 
-from posthog_source.catalog import EVENTS, PERSON_DISTINCT_IDS, PERSONS, Table
+from posthog_source.catalog import EVENTS, PERSON_DISTINCT_IDS, PERSONS
 from posthog_source.destination import can_merge, destination_of
 from posthog_source.errors import SettingsError
+from posthog_source.tables import Table
 
 DIALECTS = ("bigquery", "databricks", "duckdb", "postgres", "redshift", "snowflake")
 """sqlglot's names. All of them replace views and tell 'a' from 'A' in a distinct id. Not ClickHouse, whose

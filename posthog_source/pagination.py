@@ -29,7 +29,6 @@ from posthog_source.arrow import (
     replace_nul,
     to_table,
 )
-from posthog_source.catalog import Column, HogqlTable, LabelField, discovered_column
 from posthog_source.client import Client
 from posthog_source.config import MAX_PAGE_ROWS, Settings, TableSettings
 from posthog_source.errors import (
@@ -60,6 +59,7 @@ from posthog_source.query import (
     build_probe_condition,
     build_sample,
 )
+from posthog_source.tables import Column, HogqlTable, LabelField, discovered_column
 from posthog_source.windows import (
     Axis,
     Bound,

@@ -21,13 +21,14 @@ import pyarrow.compute as pc
 from dlt.sources import DltResource
 
 from posthog_source.arrow import schema_of, stamp, stored_to_table
-from posthog_source.catalog import PERSON_DISTINCT_IDS, PERSONS, HogqlTable
+from posthog_source.catalog import PERSON_DISTINCT_IDS, PERSONS
 from posthog_source.client import Client
 from posthog_source.config import EventsSettings, PeopleSettings, Settings
 from posthog_source.destination import Target, build_resource, claim_state, metered
 from posthog_source.pagination import Plan, Reader
 from posthog_source.query import Keys, Seen
 from posthog_source.sweeps import LateLook, Sweep, SweepLedger, join_late
+from posthog_source.tables import HogqlTable
 from posthog_source.windows import Window
 
 VERSIONS = PERSONS.without({"created_at", "is_identified", "properties", "last_seen_at"})

@@ -17,7 +17,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from itertools import takewhile
 from uuid import UUID
 
-from posthog_source.catalog import Column, Condition, HogqlTable, LabelField, SortKey
+from posthog_source.tables import Column, Condition, HogqlTable, LabelField, SortKey
 from posthog_source.windows import Bound, Label, Slice, Window
 
 MAX_DAYS = 10_000

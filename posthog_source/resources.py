@@ -14,15 +14,7 @@ from typing import Any
 import dlt
 from dlt.sources import DltResource
 
-from posthog_source.catalog import (
-    COHORTS,
-    GROUP_TYPES,
-    GROUPS,
-    INSIGHTS,
-    SESSION_REPLAYS,
-    SESSIONS,
-    RestTable,
-)
+from posthog_source.catalog import COHORTS, GROUP_TYPES, GROUPS, INSIGHTS, SESSION_REPLAYS, SESSIONS
 from posthog_source.changing import build_changing
 from posthog_source.client import Client
 from posthog_source.config import EventsSettings, PeopleSettings, Settings
@@ -32,6 +24,7 @@ from posthog_source.events import EPOCH, build_events, utc_now
 from posthog_source.membership import build_membership
 from posthog_source.people import build_people
 from posthog_source.rest import fetch_all, iter_changed
+from posthog_source.tables import RestTable
 
 logger = logging.getLogger("posthog_source")
 

@@ -15,9 +15,9 @@ from typing import cast
 import pyarrow as pa
 
 from posthog_source.arrow import items_to_table, parse_instant
-from posthog_source.catalog import RestTable
 from posthog_source.client import Client
 from posthog_source.errors import MissingRowsError, UnexpectedAnswerError
+from posthog_source.tables import RestTable
 
 LIST_ATTEMPTS = 3
 MICROSECOND = timedelta(microseconds=1)

@@ -23,10 +23,11 @@ import dlt
 from dlt.common.pipeline import LoadInfo
 
 from posthog_source import posthog_source
-from posthog_source.catalog import EVENTS, TABLES, HogqlTable
+from posthog_source.catalog import EVENTS, TABLES
 from posthog_source.client import Client
 from posthog_source.config import build_settings
 from posthog_source.pagination import Reader
+from posthog_source.tables import HogqlTable
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN_EVENTS = EVENTS.without({"person_properties"})

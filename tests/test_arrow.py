@@ -22,13 +22,14 @@ from posthog_source.arrow import (
     schema_of,
     to_table,
 )
-from posthog_source.catalog import TABLES, Column, Table
+from posthog_source.catalog import TABLES
 from posthog_source.errors import (
     PosthogSourceError,
     StaleAnswerError,
     UnexpectedAnswerError,
     UnreadableAnswerError,
 )
+from posthog_source.tables import Column, Table
 
 ALL_KINDS = Table(
     name="things",

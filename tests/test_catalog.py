@@ -10,14 +10,12 @@ from dlt.common.normalizers.naming.snake_case import NamingConvention
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posthog_source.catalog import (
-    EVENTS,
+from posthog_source.catalog import EVENTS, PERSON_DISTINCT_IDS, PERSONS, PROJECT_ID, TABLES, events_table
+from posthog_source.config import EventsSettings
+from posthog_source.errors import SettingsError
+from posthog_source.tables import (
     HASH_AXIS,
     HASHES_AXIS,
-    PERSON_DISTINCT_IDS,
-    PERSONS,
-    PROJECT_ID,
-    TABLES,
     UUID_AXIS,
     Condition,
     Disposition,
@@ -26,11 +24,8 @@ from posthog_source.catalog import (
     RateClass,
     RestTable,
     Table,
-    events_table,
     snake_case,
 )
-from posthog_source.config import EventsSettings
-from posthog_source.errors import SettingsError
 from posthog_source.windows import Axis
 
 HOGQL_TABLES = [table for table in TABLES if isinstance(table, HogqlTable)]

@@ -15,9 +15,10 @@ import pytest
 from dlt.sources import DltResource
 
 from posthog_source import PeopleConfig, RunReport, run_sync
-from posthog_source.catalog import GROUPS, SESSIONS, HogqlTable
+from posthog_source.catalog import GROUPS, SESSIONS
 from posthog_source.changing import build_changing
 from posthog_source.config import PeopleSettings, build_settings
+from posthog_source.tables import HogqlTable
 from tests.conftest import FakeTime, Project, Warehouse, client_of
 
 pytestmark = pytest.mark.usefixtures("no_pipeline_stays_active")

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from posthog_source.arrow import read_answer
-from posthog_source.catalog import EVENTS, Table
+from posthog_source.catalog import EVENTS
 from posthog_source.catalog import TABLES as CATALOGUE
 from posthog_source.client import FIRST_BUSY_WAIT_S, FIRST_CONTACT_TRIES, Client, Usage
 from posthog_source.errors import (
@@ -40,6 +40,7 @@ from posthog_source.errors import (
 )
 from posthog_source.query import Query
 from posthog_source.rate_limit import GOOD_ANSWERS_PER_PLACE
+from posthog_source.tables import Table
 from tests.conftest import FakeTime, Project, Server, Warehouse, client_of
 
 ONE = Query("SELECT toString(1) AS one LIMIT 1", {}, "one")

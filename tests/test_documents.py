@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import posthog_source
-from posthog_source.catalog import TABLES, Table
+from posthog_source.catalog import TABLES
 from posthog_source.config import EventsSettings, PeopleSettings, Settings
+from posthog_source.tables import Table
 from tests.conftest import ROOT, Project, add_events, run_program
 from tests.test_pipeline import ago
 

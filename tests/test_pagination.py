@@ -20,8 +20,6 @@ from posthog_source.catalog import (
     SESSION_REPLAYS,
     SESSIONS,
     TABLES,
-    Column,
-    HogqlTable,
 )
 from posthog_source.client import Client
 from posthog_source.errors import (
@@ -32,6 +30,7 @@ from posthog_source.errors import (
     TooHeavyError,
 )
 from posthog_source.pagination import Reader
+from posthog_source.tables import Column, HogqlTable
 from posthog_source.windows import FILL, Window
 from tests.conftest import (
     NO_LIMITS,

@@ -20,8 +20,9 @@ from dlt.pipeline.exceptions import PipelineStepFailed
 from posthog import Posthog
 
 from posthog_source import EventsConfig, PeopleConfig, PosthogSourceError, find_cause, posthog_source
-from posthog_source.catalog import EVENTS, TABLES, HogqlTable
+from posthog_source.catalog import EVENTS, TABLES
 from posthog_source.errors import MissingRowsError
+from posthog_source.tables import HogqlTable
 from tests.conftest import PLAIN_EVENTS, Project, Server, Warehouse, add_events
 from tests.exact import EVENT_FIELDS, duckdb_cells
 

@@ -31,8 +31,6 @@ from posthog_source.catalog import (
     PERSONS,
     SESSION_REPLAYS,
     TABLES,
-    UUID_AXIS,
-    HogqlTable,
     events_table,
 )
 from posthog_source.config import MAX_PAGE_ROWS, EventsSettings
@@ -53,6 +51,7 @@ from posthog_source.query import (
     build_sample,
     utc,
 )
+from posthog_source.tables import UUID_AXIS, HogqlTable
 from posthog_source.windows import (
     Bound,
     Count,

@@ -11,7 +11,8 @@ from dlt.sources import DltSource
 
 from posthog_source import EventsConfig, posthog_source
 from posthog_source.arrow import schema_of
-from posthog_source.catalog import EVENTS, TABLES, HogqlTable, Table
+from posthog_source.catalog import EVENTS, TABLES
+from posthog_source.tables import HogqlTable, Table
 from tests.conftest import PLAIN_EVENTS, Project, Warehouse, add_events
 
 BY_NAME = {table.name: table for table in (PLAIN_EVENTS, *TABLES[1:])}

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from posthog_source.catalog import HASH_AXIS, HASHES_AXIS, UUID_AXIS
+from posthog_source.tables import HASH_AXIS, HASHES_AXIS, UUID_AXIS
 from posthog_source.windows import (
     Axis,
     Bound,
