@@ -101,5 +101,6 @@ class Bench:
         run_contender("connector_read", job)
         asked: list[dict[str, Any] | None] = httpx.get(f"{url}/_questions", timeout=60).json()
         queries = [query for query in asked if query and query["name"] == PAGE_QUERY]
-        job = replace(job, warm_up_end=None if self.is_tiny else WARM_UP_END, queries=queries)
+        warm_up = None if self.is_tiny else {"end": WARM_UP_END, "queries": queries[:1]}
+        job = replace(job, warm_up=warm_up, queries=queries)
         return Replayed(url, job, project.count_rows(START, END))

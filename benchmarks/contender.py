@@ -25,8 +25,8 @@ Contender = Callable[[Job, Path], Measured]
 def main() -> None:
     name, folder = sys.argv[1], Path(sys.argv[2])
     contender, job = find(name), Job.load(folder / JOB_FILE)
-    if job.warm_up_end:
-        contender(replace(job, end=job.warm_up_end, queries=job.queries[:1]), _made(folder / "warm_up"))
+    if job.warm_up:
+        contender(replace(job, **job.warm_up), _made(folder / "warm_up"))
     if job.storm:
         storm = f"{job.url}/_emulator/projects/{job.project_id}/storm"
         httpx.post(storm, json=job.storm, timeout=60).raise_for_status()

@@ -22,11 +22,11 @@ class Job:
         api_key: Of the emulator.
         start: First instant, ISO.
         end: First instant not to read.
-        warm_up_end: The same, of the warm-up; None for no warm-up.
         queries: Page queries that the connector asked, for contenders that ask no questions of their own.
         page_rows: Rows of a page.
         look_ahead: Requests in flight.
         rows_per_commit: As in `run_backfill`.
+        warm_up: What is different about a smaller job that comes first, by attribute; None for no warm-up.
         storm: Faults that begin after the warm-up: the body of the emulator's `storm` call.
     """
 
@@ -35,11 +35,11 @@ class Job:
     api_key: str
     start: str
     end: str
-    warm_up_end: str | None = None
     queries: list[dict[str, Any]] = field(default_factory=list)
     page_rows: int = 25_000
     look_ahead: int = 2
     rows_per_commit: int = 500_000
+    warm_up: dict[str, Any] | None = None
     storm: dict[str, Any] | None = None
 
     def save(self, path: Path) -> None:

@@ -52,7 +52,7 @@ def _jobs(bench: Bench, project: Project) -> Mapping[int, dict[str, tuple[str, J
     warm_up_end = datetime.fromisoformat(START) + timedelta(hours=2)
     job = replace(
         bench.job(bench.emulator.url, project),
-        warm_up_end=None if bench.is_tiny else warm_up_end.isoformat(),
+        warm_up=None if bench.is_tiny else {"end": warm_up_end.isoformat()},
     )
     size = job.rows_per_commit
     scale = job.page_rows / 25_000

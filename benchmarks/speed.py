@@ -124,7 +124,9 @@ def storm(bench: Bench) -> Result:
     """A fifth of all requests fail; nothing may change but the time."""
     project = bench.emulator.project(events=bench.size(200_000), days=DAYS, end=END)
     bench.emulator.optimize()
-    job = replace(bench.job(bench.emulator.url, project, page_rows=STORM_PAGE_ROWS), warm_up_end=WARM_UP_END)
+    job = replace(
+        bench.job(bench.emulator.url, project, page_rows=STORM_PAGE_ROWS), warm_up={"end": WARM_UP_END}
+    )
     weather = STORM | ({"kinds": TINY_KINDS} if bench.is_tiny else {})
     measured: dict[str, list[Measured]] = {"calm": [], "storm": []}
     counts = []

@@ -45,6 +45,7 @@ class Plan:
     days: int = 30
     event_names: int = 30
     properties_bytes: int = 900
+    person_bytes: int = 0
     events_per_timestamp: int = 1
     late_share: float = 0.0
     late_days: int = 7
@@ -94,6 +95,7 @@ class Plan:
             start=self.start,
             end=self.end,
             properties_bytes=self.properties_bytes,
+            person_bytes=self.person_bytes,
             late_share=self.late_share,
             late_days=self.late_days,
             names=tuple(product.event_names(self.event_names)),

@@ -13,6 +13,8 @@ from posthog_emulator import product
 
 BUCKET_S = 3600
 EVENTS_PER_SESSION = 8
+PERSON_BYTES = 150
+"""What a person's properties take without further text."""
 # One big insert block costs five times as much as several small ones, all of it in page faults.
 INSERT_SETTINGS = (
     " SETTINGS insert_allow_materialized_columns = 1, max_query_size = 10000000, max_threads = 2,"
@@ -52,6 +54,7 @@ class RowMaker:
     start: datetime
     end: datetime
     properties_bytes: int
+    person_bytes: int
     late_share: float
     late_days: int
     names: tuple[str, ...]
@@ -225,6 +228,8 @@ class RowMaker:
             _text("$initial_utm_source", self._pick(product.SOURCES, "source", number)),
             _number("seats", f"1 + {self._hash('seats', number)} % 50"),
         ]
+        if self.person_bytes > PERSON_BYTES:
+            properties.append(_text("about", self._words(self.person_bytes - PERSON_BYTES, number)))
         return {
             "id": f"toUUID({self._uuid5('person', number)})",
             "created_at": f"fromUnixTimestamp64Milli({created_ms}, 'UTC')",
@@ -277,12 +282,12 @@ class RowMaker:
             (12, _raw("beta", "'null'")),
         ]
 
-    def _words(self, mean: int) -> str:
-        """Text of very different lengths around a mean."""
+    def _words(self, mean: int, number: str = "n") -> str:
+        """Text of very different lengths around a mean, as a function of a number."""
         soup = product.words(self.seed)
         enough = f"repeat('{soup}', {2 + 2 * mean // len(soup)})"
-        length = f"toUInt32({mean} * 0.2 + {self._hash('length', 'n')} % {max(1, int(mean * 1.6))})"
-        return f"substring({enough}, 1 + {self._hash('words', 'n')} % {len(soup)}, {length})"
+        length = f"toUInt32({mean} * 0.2 + {self._hash('length', number)} % {max(1, int(mean * 1.6))})"
+        return f"substring({enough}, 1 + {self._hash('words', number)} % {len(soup)}, {length})"
 
     def _elements(self) -> str:
         text = self._pick(product.BUTTONS, "button", "n")

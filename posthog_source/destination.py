@@ -310,6 +310,8 @@ class Target:
         *,
         project_id: int,
         rows: int,
+        stored_rows: int = 0,
+        known: Iterable[pa.Table] = (),
         deletes: Deletes = "soft",
         metrics: Mapping[str, int] | None = None,
         may_repeat: bool = False,
@@ -319,19 +321,24 @@ class Target:
         Args:
             reader: Of their table.
             pages: Each row once, or else dlt takes the one synced last.
-            project_id: Where the warehouse has no row of it yet, rows are added, as in `load`.
+            project_id: Whose rows.
             rows: For dlt's progress collector.
+            stored_rows: Where the warehouse has that many rows of the project, none of them is in `pages`,
+                whose rows are added then, as in `load`.
+            known: Further pages, whose rows the warehouse may have all the same.
             deletes: What becomes of rows that are gone.
             metrics: Beside those that `load` counts.
             may_repeat: Whether a row may come twice although no part is read again, so that dlt has to look.
         """
         if self._pipeline is not None:
             self._pipeline.collector.update(reader.table.name, inc=0, total=rows)
-        is_new = not may_repeat and self.is_new(reader.table, self.is_project(project_id))
+        is_new = not may_repeat and self._holds(reader.table, self.is_project(project_id), stored_rows)
         yield self.begin(reader.table, "append" if is_new else MERGE, deletes=deletes)
         counted = dict(metrics or {})
         yield from _count(pages, counted)
-        if is_new and reader.has_copies:
+        added = counted["rows"]
+        yield from _count(known, counted)
+        if is_new and (reader.has_copies or counted["rows"] > added):
             yield self.begin(reader.table, MERGE, deletes=deletes)
         _tell(reader, counted)
 
@@ -350,12 +357,16 @@ class Target:
 
     def is_new(self, table: Table, scope: str) -> bool:
         """Whether there is nothing yet that a load would replace, nor dlt may resume the load by itself."""
+        return self._holds(table, scope, 0)
+
+    def _holds(self, table: Table, scope: str, rows: int) -> bool:
         if self._may_resume:
             return False
         try:
-            return not any(row_count for ((row_count,),) in self._select("count(*)", table, scope))
+            found = sum(row_count for ((row_count,),) in self._select("count(*)", table, scope))
         except DestinationConnectionError:  # such as a DuckDB file that a load beside this one has open
             return False
+        return bool(found == rows)
 
     def iter_stored(
         self, table: Table, names: Sequence[str], where: str
@@ -381,7 +392,8 @@ class Target:
 
 def _count(pages: Iterable[pa.Table], counted: dict[str, int]) -> Iterator[pa.Table]:
     """The pages, counted as they pass."""
-    counted |= {"pages": 0, "rows": 0, "bytes": 0}
+    for name in ("pages", "rows", "bytes"):
+        counted.setdefault(name, 0)
     for page in pages:
         counted["pages"] += 1
         counted["rows"] += page.num_rows

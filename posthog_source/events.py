@@ -27,7 +27,7 @@ from posthog_source.ledger import Backlog, Chunk, Ledger
 from posthog_source.pagination import Reader
 from posthog_source.query import Late
 from posthog_source.sweeps import LateLook, remember_late
-from posthog_source.windows import Count, Window, clip, join, pack_days, touches, windows_of_days
+from posthog_source.windows import FULLEST, Count, Window, clip, join, pack_days, touches, windows_of_days
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 """Cursor of a table that was never synced."""
@@ -38,9 +38,6 @@ CHUNK_ROWS = 1_000_000
 NAMED_DAYS = 31
 """A window as long is counted by day and name at once: a question less than by day first, and a moderate
 answer even for a project of a thousand names."""
-
-FULLEST = 1.1
-"""How many times `rows_per_commit` a commit of one day may have: a small rest is not worth a commit."""
 
 MAX_LATE_ROWS = 1_000
 """Late events replaced one by one. More are replaced by whole days: their uuids would have to stand in

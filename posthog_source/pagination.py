@@ -420,18 +420,18 @@ class Reader:
         among: Among | None = None,
         counts: Iterable[Count] | None = None,
     ) -> list[Slice]:
-        total = rows
+        sort_key, total, samples = self.table.sort_key, rows, list[Label]()
+        if sort_key.is_sampled:
+            total, samples = self._fetch_sample(source, lower, among)
         if total is None:
             query = build_count(self.table, source, Slice(lower), window=window, among=among)
             total = self._fetch_count(query, window)
         if total <= self.page_rows:
             return [Slice(lower, parts=(Part((), total, None),))]
-        sort_key = self.table.sort_key
+        if sort_key.is_sampled:
+            return plan_prefixes(samples, rows=total, page_rows=self.page_rows, start=lower)
         if not sort_key.labels:
             return plan_slices([Count((), total)], page_rows=self.page_rows, axis=self._axis, start=lower)
-        if sort_key.is_sampled:
-            samples = list(self._iter_samples(source, total, lower, among))
-            return plan_prefixes(samples, rows=total, page_rows=self.page_rows, start=lower)
         if counts is None:
             counts = self._iter_label_counts(source, window, total, lower, among)
         whole = line_up(counts, axis=self._axis, start=lower)
@@ -490,22 +490,14 @@ class Reader:
                 counted += int(row_count or 0)
                 yield Count(after, int(row_count or 0))
 
-    def _iter_samples(
-        self, source: str, total: int, lower: Bound | None, among: Among | None
-    ) -> Iterator[Label]:
+    def _fetch_sample(self, source: str, lower: Bound | None, among: Among | None) -> tuple[int, list[Label]]:
+        """Rows from a place on, and a sample of the labels after it; one question, since either reads all."""
         one_in = max(1, self.page_rows // SAMPLES_PER_PAGE)
-        after = lower.label if lower else None
-        found = 0
-        while not found or found < 0.8 * total / one_in:
-            query = build_sample(
-                self.table, source, one_in=one_in, after=after, limit=MAX_PAGE_ROWS, among=among
-            )
-            labels = [_label(self.table.sort_key.labels, texts) for texts in self._cells(query)]
-            if not labels:
-                return
-            yield from labels
-            after = labels[-1]
-            found += len(labels)
+        query = build_sample(self.table, source, one_in=one_in, lower=lower, among=among)
+        ((rows, labels),) = self._cells(query)
+        found = [_label(self.table.sort_key.labels, texts) for texts in orjson.loads(labels or "[]")]
+        found.sort(key=_in_clickhouse)
+        return int(rows or 0), [label for label in found if lower is None or label != lower.label]
 
     def _try_first_page(self, plan: Plan, slice_: Slice) -> Page | TooHeavyError:
         try:
@@ -739,6 +731,11 @@ def _has_repeats(chunks: Sequence[pa.Array]) -> bool:
     ends = pc.utf8_slice_codeunits(texts, -1)
     alike = (texts.filter(pc.equal(ends, end)) for end in pc.unique(ends))
     return any(pc.count_distinct(some).as_py() < len(some) for some in alike)
+
+
+def _in_clickhouse(label: Label) -> tuple[object, ...]:
+    """What sorts labels as ClickHouse does: texts by their bytes."""
+    return tuple(value.encode() if isinstance(value, str) else value for value in label)
 
 
 def _label(fields: Sequence[LabelField], texts: Sequence[str | None]) -> Label:

@@ -12,7 +12,6 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import chain
 from typing import Any
 
 import dlt
@@ -184,14 +183,23 @@ class _Commit:
             yield stamp(stored_to_table(rows, self.table), deleted_at=self.now)
 
     def merge(
-        self, reader: Reader, pages: Iterable[pa.Table], *, rows: int = 0, rows_left: int = 0
+        self,
+        reader: Reader,
+        pages: Iterable[pa.Table],
+        *,
+        known: Iterable[pa.Table] = (),
+        stored_rows: int = 0,
+        rows: int = 0,
+        rows_left: int = 0,
     ) -> Iterator[Any]:
-        """The load of those rows."""
+        """The load of those rows, as `Target.merge` has it."""
         yield from self.target.merge(
             reader,
             pages,
             project_id=self.shared.settings.project_id,
             rows=rows,
+            stored_rows=stored_rows,
+            known=known,
             deletes=self.shared.people.deletes,
             metrics={"rows_left": rows_left},
         )
@@ -254,12 +262,15 @@ class _Stream:
         rest = reader.fetch_rest(sweep.lower, known=self._left)
         plan, left = rest.take(self._shared.settings.rows_per_commit)
         read = _Read(self.table.page_key[0], keeps=not left.slices)
-        pages: Iterable[pa.Table] = (
-            stamp(page, synced_at=commit.now) for page in read.passing(reader.iter_pages(plan))
+        yield from commit.merge(
+            reader,
+            (stamp(page, synced_at=commit.now) for page in read.passing(reader.iter_pages(plan))),
+            # A first sweep's earlier commits: they and this one have no row in common.
+            stored_rows=sweep.rows,
+            known=() if left.slices else self._iter_end(commit, ledger, sweep, read),
+            rows=plan.rows,
+            rows_left=left.rows,
         )
-        if not left.slices:
-            pages = chain(pages, self._iter_end(commit, ledger, sweep, read))
-        yield from commit.merge(reader, pages, rows=plan.rows, rows_left=left.rows)
         seen_until = commit.visible_until(sweep.started_at)
         ledger.record_sweep(sweep, rows=read.rows, left=left.slices, seen_until=seen_until)
         ledger.absent = reader.absent

@@ -230,27 +230,24 @@ def build_day_labels(table: HogqlTable, source: str, *, window: Window) -> Query
 
 
 def build_sample(
-    table: HogqlTable,
-    source: str,
-    *,
-    one_in: int,
-    after: Label | None,
-    limit: int,
-    among: Among | None = None,
+    table: HogqlTable, source: str, *, one_in: int, lower: Bound | None, among: Among | None = None
 ) -> Query:
-    """An even sample of the sort key's labels, ascending, by a hash of the last: one cell each."""
-    builder = _Builder(f"posthog_source {table.name} plan")
-    labels = table.sort_key.labels
-    names = [_name(label.field) for label in labels]
-    conditions = [*builder.of(table, among), f"modulo(cityHash64({names[-1]}), {one_in}) = 0"]
-    if after is not None:
-        conditions += builder.beyond(_ranges(table.sort_key, Bound(after)), is_inclusive=False)
-    cells = [
-        name if label.kind == "text" else f"toString({name}) AS label_{i}"
-        for i, (label, name) in enumerate(zip(labels, names, strict=True))
-    ]
-    rows = builder.rows(table, source, conditions)
-    return builder.query(f"SELECT {', '.join(cells)} {rows} ORDER BY {', '.join(names)} LIMIT {limit}")
+    """One row, two cells: rows from a place on, and an even sample of their labels, by a hash of the last.
+
+    The sample is a JSON array of labels, each an array of texts, in any order. One row, so that no LIMIT cuts
+    it short.
+    """
+    builder = _Builder(f"posthog_source {table.name} count")
+    names = [_name(label.field) for label in table.sort_key.labels]
+    texts = ", ".join(
+        name if label.kind == "text" else f"toString({name})"
+        for label, name in zip(table.sort_key.labels, names, strict=True)
+    )
+    rows = builder.rows(table, source, builder.in_slice(table, Slice(lower), None, among))
+    sample = f"groupArrayIf([{texts}], modulo(cityHash64({names[-1]}), {one_in}) = 0)"
+    return builder.query(
+        f"SELECT toString(count()) AS row_count, toJSONString({sample}) AS labels {rows} LIMIT 1"
+    )
 
 
 def build_first_instant(table: HogqlTable, source: str) -> Query:

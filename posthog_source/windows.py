@@ -27,6 +27,9 @@ query that reads the slice again."""
 SPREAD = 8
 """And how far below full it need not be, in square roots of its rows, by which such guesses err."""
 
+FULLEST = 1.1
+"""How many times its rows a commit may have that is the last: a small rest is not worth a commit."""
+
 Label = tuple[date | str | int, ...]
 """The leading values of a sort key, in its own order: `(day, event)` for events, `()` for persons."""
 
@@ -281,8 +284,10 @@ def split_labels(whole: Slice, *, rows: int) -> list[Slice]:
 
 
 def take(left: Sequence[Slice], *, rows: int | None) -> tuple[list[Slice], list[Slice]]:
-    """The next commit's slices, of `rows` rows at most but for a larger one, and those after them."""
-    taken = count_fitting([slice_.rows for slice_ in left], rows=rows)
+    """The next commit's slices, of `rows` rows at most but for a larger one or a small rest; and the rest."""
+    sizes = [slice_.rows for slice_ in left]
+    is_rest = rows is not None and sum(sizes) <= rows * FULLEST
+    taken = count_fitting(sizes, rows=None if is_rest else rows)
     return list(left[:taken]), list(left[taken:])
 
 
