@@ -29,6 +29,7 @@ from posthog_emulator.journal import JournalMiddleware
 from posthog_emulator.persons import Persons
 from posthog_emulator.query_api import QueryApi
 from posthog_emulator.rest import Rest
+from posthog_emulator.rest_definitions import Definitions
 from posthog_emulator.state import State
 from posthog_emulator.throttle import Throttle
 
@@ -48,6 +49,7 @@ def build_app(clickhouse: ClickHouse, state: State) -> ASGIApp:
         *Capture(clickhouse, state, persons).routes(),
         *Rest(clickhouse, state, gate).routes(),
         *GroupTypes(state, gate).routes(),
+        *Definitions(state, gate).routes(),
         *(_under_project(route, gate) for route in QueryApi(clickhouse, state).routes()),
     ]
     application = Starlette(

@@ -25,6 +25,7 @@ from posthog_emulator.generator import Plan, generate
 from posthog_emulator.generator_nasty import LOSE_DUPLICATES
 from posthog_emulator.journal import stats
 from posthog_emulator.persons import Persons, UnknownPersonError
+from posthog_emulator.rest_definitions import find_resource
 from posthog_emulator.session_tables import RECORDING_BATCHES, RECORDINGS, V2, V3
 from posthog_emulator.squash import OLDER_THAN_S, squash
 from posthog_emulator.state import Project, State, UnknownSettingError, check_timezone
@@ -72,6 +73,8 @@ class Control:
             ("PATCH", f"{project}/cohorts/{{cohort_id:int}}", self._edit_cohort),
             ("DELETE", f"{project}/cohorts/{{cohort_id:int}}", self._delete_cohort),
             ("POST", f"{project}/insights", self._append_insights),
+            ("POST", f"{project}/definitions/{{resource:path}}", self._append_definitions),
+            ("PUT", f"{project}/definitions/{{resource:path}}", self._append_definitions),
             ("POST", f"{project}/group_types", self._set_group_types),
             ("PATCH", "/_emulator/clock", self._set_clock),
             ("POST", "/_emulator/sql", self._sql),
@@ -187,6 +190,15 @@ class Control:
         made = [definitions.insight(self._state, item) for item in body["items"]]
         project.insights.extend(made)
         return json_response({"ids": [item["id"] for item in made]}, status=201)
+
+    async def _append_definitions(self, request: Request) -> Response:
+        """PUT leaves no others."""
+        project, body = self._project(request), await _json(request, {"items"})
+        resource = find_resource(request.path_params["resource"])
+        made = [resource.item(self._state, item) for item in body["items"]]
+        kept = [] if request.method == "PUT" else project.definitions.get(resource.path, [])
+        project.definitions[resource.path] = [*kept, *made]
+        return json_response({"ids": [item.get("id") for item in made]}, status=201)
 
     async def _set_group_types(self, request: Request) -> Response:
         project = self._project(request)

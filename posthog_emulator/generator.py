@@ -118,6 +118,8 @@ def generate(clickhouse: ClickHouse, state: State, project: Project, plan: Plan)
     chance = random.Random(plan.seed)  # noqa: S311 - the same seed must give the same insights
     insights = product.insights(state, plan.insights, plan.start, plan.end, chance)
     project.insights.extend(insights)
+    for path, items in product.defined(state, rows.names).items():
+        project.definitions.setdefault(path, []).extend(items)
     project.ingested_event = True
     return {
         "events": plan.events,

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from posthog_emulator import definitions
+from posthog_emulator.rest_definitions import RESOURCES
 from posthog_emulator.state import State
 
 # Most frequent first: the n-th is about 1/n as frequent as the first.
@@ -186,9 +187,33 @@ def insights(
             "deleted": rank % 6 == 5,
             "favorited": rank % 4 == 0,
             "tags": ["growth"] if rank % 3 == 0 else [],
+            "dashboard_tiles": [{"id": 1_000 + rank, "dashboard_id": 1, "deleted": False}],
         }
         made.append(definitions.insight(state, given))
     return made
+
+
+def defined(state: State, event_names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """What else the product's people have defined, by list: events and properties, and two of each other."""
+    given: dict[str, list[dict[str, Any]]] = {
+        resource.path: [{resource.texts.split()[0]: f"{resource.path} {n}"} for n in (1, 2)]
+        for resource in RESOURCES
+    }
+    given |= {
+        "event_definitions": [{"name": name} for name in event_names],
+        "property_definitions": [
+            {"name": name, "_type": kind, "_group_type_index": 0 if kind == "group" else None}
+            for kind, names in _PROPERTIES.items()
+            for name in names
+        ],
+        "feature_flags": [
+            {"name": "New checkout", "key": "new-checkout", "active": True},
+            {"name": "Old pricing", "key": "old-pricing", "archived": True},
+        ],
+        "dashboards": [{"name": "Growth", "pinned": True}, {"name": "Draft", "creation_mode": "unlisted"}],
+    }
+    by_path = {resource.path: resource for resource in RESOURCES}
+    return {path: [by_path[path].item(state, one) for one in items] for path, items in given.items()}
 
 
 def _iso(at: datetime) -> str:
@@ -219,6 +244,13 @@ def _trend(*events: str, **more: Any) -> dict[str, Any]:
         }
     )
 
+
+_PROPERTIES = {
+    "event": ("$browser", "$current_url", "plan"),
+    "person": ("email", "plan"),
+    "session": ("$session_duration",),
+    "group": ("industry",),
+}
 
 _INSIGHTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("Pageviews", _trend("$pageview")),

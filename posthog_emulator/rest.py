@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
 from zoneinfo import ZoneInfo
 
 import orjson
@@ -24,9 +23,9 @@ from posthog_emulator.auth import Gate
 from posthog_emulator.clickhouse import ClickHouse
 from posthog_emulator.envelope import ApiError, json_response
 from posthog_emulator.hogql import literals
+from posthog_emulator.paging import limit_and_offset, link, page_of
 from posthog_emulator.state import Project, State
 
-PAGE_SIZE = 100
 COHORT_PERSON_DISTINCT_IDS = 10
 INSIGHT_RESULT_FIELDS = (
     "order",
@@ -84,7 +83,7 @@ class Rest:
     async def _projects(self, request: Request) -> Response:
         search = request.query_params.get("search", "").lower()
         found = [one for one in self._state.projects.values() if search in one.name.lower()]
-        return _page(request, [self._project_basics(one) for one in found])
+        return page_of(request, [self._project_basics(one) for one in found])
 
     async def _project(self, request: Request) -> Response:
         project: Project = request.state.project
@@ -154,7 +153,7 @@ class Rest:
         found.sort(key=lambda one: str(one["created_at"]), reverse=True)
         if query.get("basic") == "true":
             found = [_without(one, COHORT_HEAVY_FIELDS) for one in found]
-        return _page(request, found)
+        return page_of(request, found)
 
     async def _cohort(self, request: Request) -> Response:
         return json_response(_find(request.state.project.cohorts, request.path_params["cohort_id"]))
@@ -187,7 +186,7 @@ class Rest:
         self, request: Request, where: str, *, max_distinct_ids: int | None = None
     ) -> Response:
         project: Project = request.state.project
-        limit, offset = _limit_and_offset(request)
+        limit, offset = limit_and_offset(request)
         page_rows = min(limit, project.settings.max_rows)
         sql = (
             "SELECT toString(id), newest_properties, newest_created_at, toUInt8(identified), last_seen"
@@ -201,8 +200,8 @@ class Rest:
         more = len(results) == limit
         body: dict[str, Any] = {
             "results": results,
-            "next": _link(request, limit, offset + limit) if more else None,
-            "previous": _link(request, limit, max(0, offset - limit)) if offset else None,
+            "next": link(request, limit, offset + limit) if more else None,
+            "previous": link(request, limit, max(0, offset - limit)) if offset else None,
         }
         if "include_total" in request.query_params:
             total = await self._rows(f"SELECT count() FROM ({_newest_persons_sql(project)}) WHERE {where}")
@@ -235,7 +234,7 @@ class Rest:
             if all(test(one) for test in _insight_tests(query, project))
         ]
         found = _ordered(found, query.get("order"), self._shuffle)
-        return _page(
+        return page_of(
             request, [_insight_item(one, project, basic=query.get("basic") == "true") for one in found]
         )
 
@@ -294,36 +293,6 @@ def parse_date(text: str, zone: ZoneInfo, now: datetime) -> datetime | None:
     except ValueError:
         return None
     return parsed if parsed.tzinfo else parsed.replace(tzinfo=zone)
-
-
-def _page(request: Request, items: Sequence[dict[str, Any]]) -> Response:
-    """Django REST framework's limit and offset, with no upper limit."""
-    limit, offset = _limit_and_offset(request)
-    return json_response(
-        {
-            "count": len(items),
-            "next": _link(request, limit, offset + limit) if offset + limit < len(items) else None,
-            "previous": _link(request, limit, max(0, offset - limit)) if offset > 0 else None,
-            "results": items[offset : offset + limit],
-        }
-    )
-
-
-def _limit_and_offset(request: Request) -> tuple[int, int]:
-    limit, offset = request.query_params.get("limit", ""), request.query_params.get("offset", "")
-    return (int(limit) if limit.isdecimal() else 0) or PAGE_SIZE, int(offset) if offset.isdecimal() else 0
-
-
-def _link(request: Request, limit: int, offset: int) -> str:
-    """An absolute URL on whatever host the client says it called."""
-    kept = [
-        (name, value)
-        for name, value in parse_qsl(request.url.query, keep_blank_values=True)
-        if name not in ("limit", "offset")
-    ]
-    query = urlencode([*kept, ("limit", limit), *([("offset", offset)] if offset else [])])
-    host = request.headers.get("host", "localhost")
-    return f"{request.url.scheme}://{host}{request.scope['posthog.path']}?{query}"
 
 
 def _visible(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -53,6 +53,8 @@ class ProjectSettings:
     async_status_life_s: float = 1200.0
     person_last_seen: bool = False
     gzip: bool = True
+    unavailable: dict[str, int] = field(default_factory=dict)
+    environments_only: tuple[str, ...] = ()
 
     def update(self, changes: Mapping[str, Any]) -> None:
         """Change settings by name; `rate_limits` changes only the classes it names."""
@@ -68,7 +70,7 @@ class ProjectSettings:
     def _checked(self, name: str, value: Any) -> Any:
         if name == "rate_limits":
             return self.rate_limits | _rate_limits(value)
-        if name in {"hidden_columns", "hidden_tables", "denied_tables"}:
+        if name in {"hidden_columns", "hidden_tables", "denied_tables", "environments_only"}:
             return tuple(str(one) for one in value)
         if name == "session_table_version" and value not in SESSION_TABLE_VERSIONS:
             raise UnknownSettingError(
@@ -148,6 +150,7 @@ class Project:
     created_at: datetime
     cohorts: list[dict[str, Any]] = field(default_factory=list)
     insights: list[dict[str, Any]] = field(default_factory=list)
+    definitions: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     group_types: list[str] = field(default_factory=list)
     group_type_details: dict[str, dict[str, Any]] = field(default_factory=dict)
     faults: FaultQueue = field(default_factory=FaultQueue)

@@ -1,18 +1,22 @@
 """What can be exported: one frozen row per table, each choice with its why.
 
 Rows are data: columns, keys, order, cursor, disposition, scope. Names after `field=` are PostHog's own,
-where they differ from the column's. Not here: what a table is (`tables`), HogQL text (`query`), dlt
-(`resources`).
+where they differ from the column's. Not here: what a table is (`tables`), what
+people define in PostHog (`definitions`), HogQL text (`query`), dlt (`resources`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 
 from posthog_source.config import EventsSettings, PromotedKind
+from posthog_source.definitions import DEFINITIONS
 from posthog_source.errors import SettingsError
 from posthog_source.tables import (
+    DELETED_AT,
+    PROJECT_ID,
+    SYNCED_AT,
     AxisField,
     Column,
     Condition,
@@ -44,17 +48,6 @@ SESSION_FIELDS: tuple[tuple[str, Kind, str], ...] = (
     ("is_bounce", "bool", "One page, no click, and less than ten seconds; null without a page"),
 )
 """What both generations of PostHog's sessions have, less the dollar sign."""
-
-PROJECT_ID = Column(
-    "project_id", "bigint", "PostHog's number of the project", is_required=True, is_added=True
-)
-SYNCED_AT = Column("synced_at", "timestamp", "When the row was last read from PostHog", is_added=True)
-DELETED_AT = Column(
-    "deleted_at",
-    "timestamp",
-    "When the row was found to be gone from PostHog; null while it is there",
-    is_added=True,
-)
 
 EVENTS = HogqlTable(
     name="events",
@@ -400,43 +393,6 @@ COHORTS = RestTable(
     rate_class="default",
 )
 
-INSIGHTS = RestTable(
-    name="insights",
-    description="One row per insight: its definition, not its results. Deleted insights stay as last seen.",
-    columns=(
-        PROJECT_ID,
-        Column("id", "bigint", "The insight's number", is_required=True),
-        Column("short_id", "text", "As in its address"),
-        Column("name", "text", "Name"),
-        Column("derived_name", "text", "Name that PostHog makes from the definition"),
-        Column("description", "text", "Description"),
-        Column("query", "json", "Definition"),
-        Column("filters", "json", "Definition, the older form"),
-        Column("dashboards", "json", "Dashboards that show it"),
-        Column("dashboard_tiles", "json", "Its tiles there"),
-        Column("tags", "json", "Tags"),
-        Column("saved", "bool", "Whether it was saved by a person"),
-        Column("favorited", "bool", "Whether it is a favourite"),
-        Column("created_by", "json", "Who made it"),
-        Column("created_at", "timestamp", "When it was made"),
-        Column("last_modified_at", "timestamp", "When it was last edited"),
-        Column("updated_at", "timestamp", "When it was last saved, by PostHog itself too"),
-        Column("last_refresh", "timestamp", "When its result was last computed"),
-    ),
-    primary_key=("project_id", "id"),
-    disposition="merge",
-    scopes=("insight:read",),
-    path="insights/",
-    # Without an order PostHog sorts by a column that is mostly null, and offset paging skips and repeats
-    # rows; without basic=true each row carries its result (rest_api.md 4.4).
-    params={"basic": "true", "order": "last_modified_at"},
-    page_rows=500,
-    rate_class="clickhouse",
-    cursor="last_modified_at",
-    cursor_param="date_from",
-    overlap_s=300.0,
-)
-
 TABLES: tuple[Table, ...] = (
     EVENTS,
     PERSONS,
@@ -447,9 +403,41 @@ TABLES: tuple[Table, ...] = (
     SESSION_REPLAYS,
     COHORTS,
     COHORT_PEOPLE,
-    INSIGHTS,
+    *DEFINITIONS,
 )
 """Everything that can be exported, in the order in which it is."""
+
+TABLE_GROUPS: Mapping[str, tuple[str, ...]] = {
+    "events": (EVENTS.name,),
+    "people": tuple(t.name for t in TABLES if t is not EVENTS and t not in DEFINITIONS),
+    "definitions": tuple(table.name for table in DEFINITIONS),
+}
+"""Names for several tables at once."""
+
+
+def choose_tables(written: object) -> tuple[Set[str], Set[str]]:
+    """The tables that a person wants, and those of them that are called by their own names.
+
+    Args:
+        written: Names of tables and of groups of them, as a list or with commas between; None for all.
+
+    Raises:
+        SettingsError: A name that neither a table nor a group has.
+    """
+    if written is None:
+        return {table.name for table in TABLES}, set()
+    texts = written.split(",") if isinstance(written, str) else written
+    if not isinstance(texts, Iterable):
+        texts = [texts]
+    names = [str(text).strip() for text in texts]
+    known = {table.name for table in TABLES}
+    if unknown := [name for name in names if name not in known | TABLE_GROUPS.keys()]:
+        raise SettingsError(
+            f"sources.posthog.tables names {', '.join(unknown) or 'nothing'}; there are the groups "
+            f"{', '.join(TABLE_GROUPS)}, and the tables {', '.join(sorted(known))}."
+        )
+    wanted = {table for name in names for table in TABLE_GROUPS.get(name, (name,))}
+    return wanted, {name for name in names if name not in TABLE_GROUPS}
 
 
 def events_table(config: EventsSettings) -> HogqlTable:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from itertools import chain, repeat
 from types import TracebackType
-from typing import ParamSpec, Self, TypeVar
+from typing import Literal, ParamSpec, Self, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 import httpx
@@ -268,9 +268,16 @@ class Client:
         return self._get(path, params, rate, _read_object)
 
     def list(
-        self, path: str, params: Mapping[str, str], *, rate: RateClass = "default"
+        self,
+        path: str,
+        params: Mapping[str, str],
+        *,
+        rate: RateClass = "default",
+        parent: Literal["projects", "environments"] = "projects",
     ) -> Iterator[dict[str, object]]:
         """Pages of a REST list, each with `results`, until PostHog names no next one.
+
+        Some servers have some lists only under the older `/api/environments/:id/` (rest_api.md 1.1).
 
         Of `next`, only the query string is used: its host is whatever the server took itself for, and the
         key must not go there (rest_api.md 1.4).
@@ -281,7 +288,7 @@ class Client:
         """
         asked: dict[str, str] | None = dict(params)
         while asked is not None:
-            page = self._get(path, asked, rate, _read_page)
+            page = self._get(path, asked, rate, _read_page, parent)
             yield page
             following = page.get("next")
             coming = dict(parse_qsl(urlsplit(following).query)) if isinstance(following, str) else None
@@ -295,14 +302,15 @@ class Client:
         params: Mapping[str, str] | None,
         rate: RateClass,
         read: Callable[[Body], dict[str, object]],
+        parent: str = "projects",
     ) -> dict[str, object]:
         query_string = str(httpx.QueryParams(params)) if params else ""
-        target = self._path(path) + (f"?{query_string}" if query_string else "")
+        target = self._path(path, parent) + (f"?{query_string}" if query_string else "")
         request = _Request("GET", target, rate)
         return self._ask(request, lambda answer, _: read(_accept(answer, request)))
 
-    def _path(self, path: str) -> str:
-        return f"/api/projects/{self._settings.project_id}/{path}"
+    def _path(self, path: str, parent: str = "projects") -> str:
+        return f"/api/{parent}/{self._settings.project_id}/{path}"
 
     def _query_request(self, query: Query, *, refresh: str) -> _Request:
         def build(query_id: str) -> bytes:

@@ -26,13 +26,13 @@ from dlt.destinations.exceptions import DatabaseUndefinedRelation, DestinationCo
 from dlt.sources import DltResource
 
 from posthog_source.arrow import schema_of
-from posthog_source.catalog import DELETED_AT, SYNCED_AT, TABLES
+from posthog_source.catalog import TABLES
 from posthog_source.client import Client
 from posthog_source.config import Deletes, EventsSettings, JsonColumns, Settings, WriteMode
 from posthog_source.errors import SettingsError
 from posthog_source.meter import fetch_read_bytes
 from posthog_source.pagination import Reader
-from posthog_source.tables import HogqlTable, RestTable, Table
+from posthog_source.tables import DELETED_AT, SYNCED_AT, HogqlTable, RestTable, Table
 from posthog_source.windows import Window
 
 JSON_DESTINATIONS = ("duckdb", "motherduck", "ducklake", "postgres")

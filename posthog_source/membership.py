@@ -194,7 +194,7 @@ class _Stream:
         self._round = round_ if left else None
 
     def _fetch_cohorts(self, client: Client) -> dict[int, Cohort]:
-        return to_cohorts(fetch_all(client, COHORTS, project_id=self._settings.project_id))
+        return to_cohorts(fetch_all(client, COHORTS, project_id=self._settings.project_id)[1])
 
     def _is_due(self, cohort: Cohort, ledger: CohortLedger, round_: _Round) -> bool:
         is_due = ledger.is_due(cohort, round_.at, every_days=self._people.sweep_every_days)

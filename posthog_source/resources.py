@@ -7,19 +7,22 @@ pages (`pagination`, `rest`), how dlt is told (`destination`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
 import dlt
+from dlt.extract.decorators import get_source
 from dlt.sources import DltResource
 
-from posthog_source.catalog import COHORTS, GROUP_TYPES, GROUPS, INSIGHTS, SESSION_REPLAYS, SESSIONS
+from posthog_source.catalog import COHORTS, GROUP_TYPES, GROUPS, SESSION_REPLAYS, SESSIONS
 from posthog_source.changing import build_changing
 from posthog_source.client import Client
 from posthog_source.config import EventsSettings, PeopleSettings, Settings
+from posthog_source.definitions import DEFINITIONS
 from posthog_source.destination import Target, build_resource, claim_state, metered
-from posthog_source.errors import NotFoundError
+from posthog_source.errors import AccessDeniedError, NotFoundError, QuotaSpentError
 from posthog_source.events import EPOCH, build_events, utc_now
 from posthog_source.membership import build_membership
 from posthog_source.people import build_people
@@ -35,41 +38,42 @@ def build_resources(
     *,
     events: EventsSettings,
     people: PeopleSettings,
+    named: Collection[str] = (),
     clock: Callable[[], datetime] = utc_now,
 ) -> list[DltResource]:
-    """All tables of the catalogue as dlt resources, in its order."""
+    """All tables of the catalogue as dlt resources, in its order; `named` are those asked for by name."""
     return [
         build_events(client, settings, events, clock=clock),
         *build_people(client, settings, events=events, people=people, clock=clock),
         build_changing(client, settings, GROUPS, people, clock=clock),
-        _listing(client, settings, GROUP_TYPES),
+        _listing(client, settings, GROUP_TYPES, named),
         build_changing(client, settings, SESSIONS, people, clock=clock),
         build_changing(client, settings, SESSION_REPLAYS, people, clock=clock),
-        _listing(client, settings, COHORTS),
+        _listing(client, settings, COHORTS, named),
         build_membership(client, settings, people, clock=clock),
-        _changes(client, settings, INSIGHTS),
+        *(_definition(client, settings, table, named) for table in DEFINITIONS),
     ]
 
 
-def _listing(client: Client, settings: Settings, table: RestTable) -> DltResource:
+def _definition(client: Client, settings: Settings, table: RestTable, named: Collection[str]) -> DltResource:
+    return (
+        _changes(client, settings, table, named) if table.cursor else _listing(client, settings, table, named)
+    )
+
+
+def _listing(client: Client, settings: Settings, table: RestTable, named: Collection[str]) -> DltResource:
     def listing() -> Iterator[Any]:
         target = Target.current(settings)
-        with metered(client, settings) as own:
-            try:
-                rows = fetch_all(own, table, project_id=settings.project_id)
-            except NotFoundError as error:
-                if not table.is_optional:
-                    raise
-                logger.warning("%s is left as it is: not every PostHog serves it. %s", table.name, error)
-                return
-            yield target.begin(table, target.replace(settings.project_id))
+        with metered(client, settings) as own, _left_out(table, named):
+            found, rows = fetch_all(own, table, project_id=settings.project_id)
+            yield target.begin(found, target.replace(settings.project_id))
             dlt.current.resource_metrics()["rows"] = rows.num_rows
             yield rows
 
     return build_resource(table, listing)
 
 
-def _changes(client: Client, settings: Settings, table: RestTable) -> DltResource:
+def _changes(client: Client, settings: Settings, table: RestTable, named: Collection[str]) -> DltResource:
     def changes(
         cursor: dlt.sources.incremental[datetime] = dlt.sources.incremental(  # noqa: B008
             table.cursor or "", initial_value=EPOCH
@@ -83,7 +87,7 @@ def _changes(client: Client, settings: Settings, table: RestTable) -> DltResourc
         yield target.begin(table, {"disposition": "merge"} if target.can_merge else "replace")
         asked_since = None if is_first else since - timedelta(seconds=table.overlap_s)
         rows = 0
-        with metered(client, settings) as own:
+        with metered(client, settings) as own, _left_out(table, named):
             for page, newest in iter_changed(own, table, project_id=settings.project_id, since=asked_since):
                 rows += page.num_rows
                 yield page
@@ -91,3 +95,24 @@ def _changes(client: Client, settings: Settings, table: RestTable) -> DltResourc
             dlt.current.resource_metrics()["rows"] = rows
 
     return build_resource(table, changes)
+
+
+@contextmanager
+def _left_out(table: RestTable, named: Collection[str]) -> Iterator[None]:
+    """Leaves a table as it is, with a warning, that this PostHog, plan or key does not have.
+
+    Unless it was asked for by name, or is missing since the quota is spent.
+    """
+    try:
+        yield
+    except (AccessDeniedError, NotFoundError, QuotaSpentError) as error:
+        is_chosen = table.name in named or _is_chosen()
+        if not table.is_optional or is_chosen or error.code == "quota_limit_exceeded":
+            raise
+        logger.warning("%s is left as it is: not every PostHog, plan or key has it. %s", table.name, error)
+
+
+def _is_chosen() -> bool:
+    """Whether somebody has chosen among the running source's tables, with `with_resources`."""
+    source = get_source()
+    return len(source.selected_resources) < len(source.resources)

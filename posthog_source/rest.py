@@ -8,7 +8,9 @@ cursor are paged by it, the others are compared with the list's own count. Not h
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import cast
 
@@ -16,10 +18,13 @@ import pyarrow as pa
 
 from posthog_source.arrow import items_to_table, parse_instant
 from posthog_source.client import Client
-from posthog_source.errors import MissingRowsError, UnexpectedAnswerError
-from posthog_source.tables import RestTable
+from posthog_source.errors import MissingRowsError, NotFoundError, UnexpectedAnswerError
+from posthog_source.tables import Column, Pass, RestTable, snake_case
 
 LIST_ATTEMPTS = 3
+SECRET = re.compile("secret|token|password|credential|api_key|private_key")
+"""Names of members that are never exported unless a table names them."""
+
 MICROSECOND = timedelta(microseconds=1)
 
 Item = Mapping[str, object]
@@ -27,26 +32,19 @@ Item = Mapping[str, object]
 logger = logging.getLogger("posthog_source")
 
 
-def fetch_all(client: Client, table: RestTable, *, project_id: int) -> pa.Table:
-    """Every item of a list, once.
+def fetch_all(client: Client, table: RestTable, *, project_id: int) -> tuple[RestTable, pa.Table]:
+    """Every row of a list, once, and the table with the columns that the server has beside its own.
 
     Raises:
         MissingRowsError: Each of three listings held fewer items than its own count.
+        NotFoundError, AccessDeniedError, QuotaSpentError, …: See `errors`.
     """
-    params = {**table.params, "limit": str(table.page_rows)}
-    for _ in range(LIST_ATTEMPTS):
-        items: dict[object, Item] = {}
-        count = 0
-        for page in client.list(table.path, params, rate=table.rate_class):
-            items |= {_id(item, table): item for item in _results(page)}
-            count = _int(page.get("count"))
-        if len(items) >= count:
-            return items_to_table(list(items.values()), table, project_id=project_id)
-        logger.warning("%s: %d of %d came, the list changed; listing again.", table.name, len(items), count)
-    raise MissingRowsError(
-        f"{table.name}: PostHog counts {count} and lists {len(items)}, {LIST_ATTEMPTS} times over. "
-        "Run again later."
-    )
+    rows: dict[object, Item] = {}
+    for each in table.passes or (Pass(params={}),):
+        for item in _fetch_pass(client, table, each.params):
+            rows |= {_id(row, table): {**row, **each.stamps} for row in _rows_of(item, table)}
+    found = _with_unknown(table, rows.values())
+    return found, items_to_table(list(rows.values()), found, project_id=project_id)
 
 
 def iter_changed(
@@ -75,6 +73,60 @@ def iter_changed(
             return
         if not fresh:
             limit *= 2  # more items share one instant than fit a page
+
+
+def _fetch_pass(client: Client, table: RestTable, params: Mapping[str, str]) -> list[Item]:
+    """One listing, compared with its own count."""
+    asked = {**table.params, **params} | ({"limit": str(table.page_rows)} if table.page_rows else {})
+    for _ in range(LIST_ATTEMPTS):
+        items: dict[object, Item] = {}
+        count = 0
+        for page in _iter_list(client, table, asked):
+            items |= {_id(item, table): item for item in _results(page)}
+            count = _int(page.get("count"))
+        if len(items) >= count:
+            return [item for item in items.values() if not item.get(table.added_by)]
+        logger.warning("%s: %d of %d came, the list changed; listing again.", table.name, len(items), count)
+    raise MissingRowsError(
+        f"{table.name}: PostHog counts {count} and lists {len(items)}, {LIST_ATTEMPTS} times over. "
+        "Run again later."
+    )
+
+
+def _iter_list(client: Client, table: RestTable, params: Mapping[str, str]) -> Iterator[Item]:
+    try:
+        yield from client.list(table.path, params, rate=table.rate_class)
+    except NotFoundError:
+        if not table.is_optional:
+            raise
+        yield from client.list(table.path, params, rate=table.rate_class, parent="environments")
+
+
+def _rows_of(item: Item, table: RestTable) -> Iterator[Item]:
+    """The item itself, or those in it."""
+    if not table.nested:
+        yield item
+        return
+    for row in cast("list[Item]", item.get(table.nested) or []):
+        yield {**row, table.parent: item["id"]}
+
+
+def _with_unknown(table: RestTable, rows: Iterable[Item]) -> RestTable:
+    """The table with a column of text for each member that it does not name and that has a value.
+
+    Text, since one day's number may be another day's name, and a column keeps its type.
+    """
+    if not table.is_open:
+        return table
+    known = {column.source for column in table.columns} | table.dropped | {table.added_by}
+    met = dict.fromkeys(name for row in rows for name, value in row.items() if value is not None)
+    names = {column.name for column in table.columns}
+    new: dict[str, Column] = {}
+    for member in met:
+        name = snake_case(member)
+        if member not in known and name and name not in names and not SECRET.search(name):
+            new[name] = Column(name, "text", f"PostHog's {member}", field=member)
+    return replace(table, columns=(*table.columns, *new.values()))
 
 
 def _results(page: Item) -> list[Item]:

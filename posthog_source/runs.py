@@ -57,7 +57,7 @@ def run_sync(
     Args:
         pipeline: Where to; its working directory may be new each time.
         source: `posthog_source`, or a clone of it.
-        tables: Which; all by default.
+        tables: Which, as `tables` of the source; all by default.
         rows_per_commit: Events in one load, at most; a day may have a tenth more, one event is not cut.
         budget: When to stop early, at the end of a commit.
         settings: Arguments of the source.
@@ -68,10 +68,8 @@ def run_sync(
         dlt.pipeline.exceptions.PipelineStepFailed: See `find_cause`.
     """
     destination_of(pipeline)
-    made = source(**settings | _committing(rows_per_commit, budget))
-    if unknown := set(tables) - set(made.resources):
-        raise SettingsError(f"No table {', '.join(sorted(unknown))}; there are {', '.join(made.resources)}.")
-    run = _Run("sync", pipeline, made.with_resources(*tables) if tables else made)
+    chosen = {"tables": list(tables)} if tables else {}
+    run = _Run("sync", pipeline, source(**settings | chosen | _committing(rows_per_commit, budget)))
     with run.reported(), _stoppable():
         run.commit_all(budget or Budget())
     return run.report
@@ -161,7 +159,7 @@ class _Run:
                 if self.report.commits and budget.is_spent(self.report):
                     self.report = replace(self.report, status="budget_spent")
                     return
-                found = _commit(self.pipeline, self.source.with_resources(*left), self._is_stopped)
+                found = _commit(self.pipeline, _only(self.source, left), self._is_stopped)
                 self.report = self.report.with_commit(found)
                 left = [name for name in left if found.get(name, {}).get("rows_left")]
 
@@ -249,6 +247,14 @@ def _commit_ranges(
         done.clear()
     else:
         run.report = replace(run.report, status="budget_spent")
+
+
+def _only(source: DltSource, names: Sequence[str]) -> DltSource:
+    """The source less its other selected tables, so that it does not look as if somebody chose these."""
+    others = set(source.selected_resources) - set(names)
+    made = source.with_resources(*names)
+    kept = [resource for name, resource in made.resources.items() if name not in others]
+    return DltSource(made.schema, made.section, kept)
 
 
 def _phases(names: Iterable[str]) -> list[list[str]]:

@@ -15,6 +15,7 @@ from dlt.common.configuration.specs import BaseConfiguration
 from dlt.common.typing import TSecretStrValue
 from dlt.sources import DltResource
 
+from posthog_source.catalog import choose_tables
 from posthog_source.client import Client
 from posthog_source.config import (
     EventsSettings,
@@ -70,6 +71,7 @@ def posthog_source(
     host: str = "us",
     start_date: Any = None,
     end_date: Any = None,
+    tables: Written = None,
     events: EventsConfig | None = None,
     people: PeopleConfig | None = None,
     look_ahead: Written = None,
@@ -87,13 +89,16 @@ def posthog_source(
 
     Args:
         project_id: PostHog's number of the project.
-        api_key: A personal API key (`phx_…`) with `query:read`, and `group:read`, `cohort:read` and
-            `insight:read` for those tables.
+        api_key: A personal API key (`phx_…`) with `query:read`, and for other tables the scope that
+            `posthog_source.catalog` names.
         host: `us`, `eu` or a base URL.
         start_date: First instant to export, ISO text or datetime, naive meaning UTC. Without it, the
             project's first event.
         end_date: First instant not to export. It makes a run a backfill of events: that window, the
             stored cursor left alone.
+        tables: Names of tables, or of their groups: `events`, `people`, `definitions`; all by default. A
+            table named here must be readable; of the others, those that this PostHog, plan or key does not
+            have are left out with a warning.
         events: Settings of the events table.
         people: Settings of the tables of people: persons, their distinct ids, cohort members.
         look_ahead: Queries in flight, 2 by default. PostHog allows a team 3.
@@ -123,12 +128,15 @@ def posthog_source(
         rows_per_commit=rows_per_commit,
         meter_reads=meter_reads,
     )
-    return build_resources(
+    wanted, named = choose_tables(tables)
+    made = build_resources(
         Client(settings),
         settings,
         events=_settings(EventsSettings, "events", events or EventsConfig()),
         people=_settings(PeopleSettings, "people", people or PeopleConfig()),
+        named=named,
     )
+    return [resource for resource in made if resource.name in wanted]
 
 
 def _settings(kind: type[TableKind], section: str, config: BaseConfiguration) -> TableKind:

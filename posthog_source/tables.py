@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from posthog_source.windows import Axis
@@ -243,18 +243,38 @@ class HogqlTable(Table):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pass:
+    """One of several listings that together are a table.
+
+    Attributes:
+        params: Its query parameters.
+        stamps: Members that its items get, since PostHog does not say them.
+    """
+
+    params: Mapping[str, str]
+    stamps: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RestTable(Table):
     """A table read from a REST list.
 
     Attributes:
         path: Below `/api/projects/:id/`.
         params: Query parameters of every request: the stable order above all.
-        page_rows: `limit` of a page.
+        page_rows: `limit` of a page; 0 for a list that takes none.
         rate_class: Which of PostHog's limits applies.
         cursor: Column whose newest value bounds the next sync; None lists everything again.
         cursor_param: Query parameter that bounds it, exclusive.
         overlap_s: Seconds before the cursor that are read again.
-        is_optional: Not every PostHog serves it; where it is not found, it is left out, with a warning.
+        is_optional: Not every PostHog, plan or key has it; where it is not to be had, it is left out with a
+            warning, unless it was asked for by name.
+        passes: Listings that together are the table; none means one without more parameters.
+        added_by: Member that is true of items which PostHog adds to the list and does not keep.
+        nested: Member whose list holds the rows; the item itself is none.
+        parent: Column that gets the id of the item that a nested row was in.
+        is_open: PostHog's newer servers have more members; each becomes a column of text.
+        dropped: Members that never do: secrets, and what depends on who asks.
     """
 
     path: str
@@ -265,6 +285,24 @@ class RestTable(Table):
     cursor_param: str = ""
     overlap_s: float = 0.0
     is_optional: bool = False
+    passes: tuple[Pass, ...] = ()
+    added_by: str = ""
+    nested: str = ""
+    parent: str = ""
+    is_open: bool = False
+    dropped: frozenset[str] = frozenset()
+
+
+PROJECT_ID = Column(
+    "project_id", "bigint", "PostHog's number of the project", is_required=True, is_added=True
+)
+SYNCED_AT = Column("synced_at", "timestamp", "When the row was last read from PostHog", is_added=True)
+DELETED_AT = Column(
+    "deleted_at",
+    "timestamp",
+    "When the row was found to be gone from PostHog; null while it is there",
+    is_added=True,
+)
 
 
 def discovered_column(field: str, clickhouse_type: str) -> Column:

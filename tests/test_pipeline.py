@@ -22,7 +22,7 @@ from posthog import Posthog
 from posthog_source import EventsConfig, PeopleConfig, PosthogSourceError, find_cause, posthog_source
 from posthog_source.catalog import EVENTS, TABLES
 from posthog_source.errors import MissingRowsError
-from posthog_source.tables import HogqlTable
+from posthog_source.tables import HogqlTable, RestTable
 from tests.conftest import PLAIN_EVENTS, Project, Server, Warehouse, add_events
 from tests.exact import EVENT_FIELDS, duckdb_cells
 
@@ -643,7 +643,9 @@ def test_nothing_is_added_to_the_tables_but_what_the_catalogue_names(
             )
         ]
         own = [column.name for column in table.columns]
-        is_open = isinstance(table, HogqlTable) and table.is_open  # it also has what this server has
+        is_open = (
+            isinstance(table, HogqlTable | RestTable) and table.is_open
+        )  # it also has what this server has
         assert (names[: len(own)] if is_open else names) == own
 
 

@@ -12,7 +12,7 @@ from dlt.sources import DltSource
 from posthog_source import EventsConfig, posthog_source
 from posthog_source.arrow import schema_of
 from posthog_source.catalog import EVENTS, TABLES
-from posthog_source.tables import HogqlTable, Table
+from posthog_source.tables import HogqlTable, RestTable, Table
 from tests.conftest import PLAIN_EVENTS, Project, Warehouse, add_events
 
 BY_NAME = {table.name: table for table in (PLAIN_EVENTS, *TABLES[1:])}
@@ -41,7 +41,7 @@ def test_a_resource_hands_on_arrow_under_the_tables_schema(small: Project, table
     for page in pages:
         assert isinstance(page, pa.Table)
         names = [column.name for column in table.columns]
-        is_open = isinstance(table, HogqlTable) and table.is_open
+        is_open = isinstance(table, HogqlTable | RestTable) and table.is_open
         assert (page.schema.names[: len(names)] if is_open else page.schema.names) == names
         assert page.select(names).schema.equals(schema_of(table))
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from posthog_source.catalog import COHORTS, INSIGHTS
+from posthog_source.catalog import COHORTS
 from posthog_source.client import Client
+from posthog_source.definitions import INSIGHTS
 from posthog_source.errors import MissingRowsError, UnreadableAnswerError
 from posthog_source.rest import fetch_all, iter_changed
 from tests.conftest import FakeTime, Project, client_of
@@ -48,7 +49,7 @@ def changed(client: Client, project: Project, since: datetime | None = None) -> 
 def test_every_item_of_a_list_comes_once(project: Project, client: Client, count: int) -> None:
     ids = add_cohorts(project, count) if count else []
 
-    found = fetch_all(client, FEW_COHORTS, project_id=project.id)
+    _, found = fetch_all(client, FEW_COHORTS, project_id=project.id)
 
     assert sorted(found.column("id").to_pylist()) == sorted(ids)
     assert set(found.column("project_id").to_pylist()) <= {project.id}
@@ -58,7 +59,7 @@ def test_a_list_shorter_than_its_own_count_is_listed_again(project: Project, cli
     ids = add_cohorts(project, 10)
     project.faults("cohorts", {"pass": True}, {"kind": "drop_rows", "rows": 1})
 
-    found = fetch_all(client, FEW_COHORTS, project_id=project.id)
+    _, found = fetch_all(client, FEW_COHORTS, project_id=project.id)
 
     assert sorted(found.column("id").to_pylist()) == sorted(ids)
 

@@ -45,6 +45,12 @@ run_sync(pipeline, tables=["events"], rows_per_commit=5)
 """
 
 
+@pytest.fixture
+def place(tmp_path: Path) -> Warehouse:
+    """Not held open: other processes load into it too."""
+    return Warehouse.at(tmp_path)
+
+
 def four_days(project: Project, *, first: int = 0) -> list[str]:
     """Five events on each of four days."""
     return add_events(
@@ -149,6 +155,7 @@ def test_pages_do_not_wait_for_the_garbage_collector(busy_project: Project, plac
     settings = busy_project.credentials | {
         "events": EventsConfig(page_rows=500),
         "people": PeopleConfig(page_rows=500),
+        "tables": ["events", "people"],
     }
     run_sync(Warehouse.at(place.path / "first").pipeline, **settings)  # imports and caches stay
     gc.collect()

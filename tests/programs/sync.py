@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from multiprocessing.connection import Connection, wait
@@ -144,6 +144,7 @@ def source_at(now: datetime) -> Callable[..., DltSource]:
     def source(
         events: EventsSettings = EventsSettings(),  # noqa: B008 - frozen
         people: PeopleSettings = PeopleSettings(),  # noqa: B008
+        tables: Sequence[str] = (),
         **given: Any,
     ) -> DltSource:
         settings = build_settings(**given)
@@ -154,7 +155,7 @@ def source_at(now: datetime) -> Callable[..., DltSource]:
                 Client(settings), settings, events=events, people=people, clock=lambda: now
             )
 
-        return posthog()
+        return posthog().with_resources(*tables) if tables else posthog()
 
     return source
 

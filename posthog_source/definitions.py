@@ -1,0 +1,517 @@
+"""What people define in PostHog: insights, dashboards, flags, surveys and the rest, a row of data each.
+
+A table is its description, its members by type, and what its list wants to be asked (rest_api.md 3 and 4).
+Free-form members stay JSON, what newer servers add becomes columns of text; secrets, and what depends on
+whose key asks, are left out. Few lists can tell what changed, so most are read whole; deleted objects are not
+listed, and so go from such tables. Not here: how lists are read (`rest`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from posthog_source.tables import PROJECT_ID, Column, Kind, Pass, RestTable
+
+SECRETS = (
+    "secret_api_token", "secret_api_token_backup", "live_events_token", "api_token", "client_secret",
+    "job_inputs", "destination",
+)  # fmt: skip
+"""Members that are or hold credentials (rest_api.md 8, 23); a batch export's destination does."""
+
+OWN_VIEWS = (
+    "user_access_level", "effective_restriction_level", "effective_privilege_level",
+    "access_control_version", "last_viewed_at", "can_edit", "viewed",
+)  # fmt: skip
+"""Members that depend on whose key asks (rest_api.md 8, 24)."""
+
+DROPPED = frozenset({*SECRETS, *OWN_VIEWS, "team_id", "team"})
+"""Members that become no columns; the team is the project."""
+
+WORDS: Mapping[str, str] = {
+    "id": "PostHog's id",
+    "short_id": "As in its address",
+    "created_by": "Who made it",
+    "created_at": "When it was made",
+    "updated_at": "When it was last saved",
+    "last_updated_at": "When it was last saved",
+    "last_modified_at": "When it was last edited",
+    "last_modified_by": "Who edited it last",
+    "updated_by": "Who saved it last",
+    "deleted": "Always false: what is deleted is not listed",
+    "filters": "Definition",
+    "query": "Definition",
+    "steps": "What it matches",
+    "active": "Whether it is on",
+    "enabled": "Whether it is on",
+    "archived": "Whether it is archived",
+    "verified_at": "When somebody vouched for it",
+    "verified_by": "Who vouched for it",
+    "last_called_at": "When it was last evaluated",
+}
+"""Of members whose names do not say it all; the others' descriptions are their names."""
+
+ARCHIVED = (Pass(params={"archived": "false"}), Pass(params={"archived": "true"}))
+"""Lists that hide what is archived; servers that do not know the parameter list the same twice."""
+
+
+def _columns(members: Mapping[Kind, str], key: str) -> tuple[Column, ...]:
+    """Columns of members by type."""
+    found = [(name, kind) for kind, names in members.items() for name in names.split()]
+    return (
+        PROJECT_ID,
+        *(
+            Column(
+                name,
+                kind,
+                WORDS.get(name, name.replace("_", " ").capitalize()),
+                is_required=name == key,
+            )
+            for name, kind in found
+        ),
+    )
+
+
+def _whole(
+    name: str, description: str, scope: str, members: Mapping[Kind, str], *, path: str = "", **given: Any
+) -> RestTable:
+    """A table whose list is read whole each time, in pages that hold most projects' lists."""
+    defaults: dict[str, Any] = {
+        "primary_key": ("project_id", "id"),
+        "disposition": "snapshot",
+        "params": {},
+        "page_rows": 1_000,
+        "rate_class": "default",
+        "is_optional": True,
+        "is_open": True,
+        "dropped": DROPPED,
+    }
+    return RestTable(
+        name=name,
+        description=description,
+        columns=_columns(members, "id"),
+        scopes=(f"{scope}:read",),
+        path=path or f"{name}/",
+        **defaults | given,
+    )
+
+
+INSIGHTS = RestTable(
+    name="insights",
+    description="One row per insight: its definition, not its results. Deleted insights stay as last seen.",
+    columns=(
+        PROJECT_ID,
+        Column("id", "bigint", "The insight's number", is_required=True),
+        Column("short_id", "text", "As in its address"),
+        Column("name", "text", "Name"),
+        Column("derived_name", "text", "Name that PostHog makes from the definition"),
+        Column("description", "text", "Description"),
+        Column("query", "json", "Definition"),
+        Column("filters", "json", "Definition, the older form"),
+        Column("dashboards", "json", "Dashboards that show it"),
+        Column("dashboard_tiles", "json", "Its tiles there"),
+        Column("tags", "json", "Tags"),
+        Column("saved", "bool", "Whether it was saved by a person"),
+        Column("favorited", "bool", "Whether it is a favourite"),
+        Column("created_by", "json", "Who made it"),
+        Column("created_at", "timestamp", "When it was made"),
+        Column("last_modified_at", "timestamp", "When it was last edited"),
+        Column("updated_at", "timestamp", "When it was last saved, by PostHog itself too"),
+        Column("last_refresh", "timestamp", "When its result was last computed"),
+    ),
+    primary_key=("project_id", "id"),
+    disposition="merge",
+    scopes=("insight:read",),
+    path="insights/",
+    # Without an order PostHog sorts by a column that is mostly null, and offset paging skips and repeats
+    # rows; without basic=true each row carries its result (rest_api.md 4.4).
+    params={"basic": "true", "order": "last_modified_at"},
+    page_rows=500,
+    rate_class="clickhouse",
+    cursor="last_modified_at",
+    cursor_param="date_from",
+    overlap_s=300.0,
+)
+
+DASHBOARDS = _whole(
+    "dashboards",
+    "One row per dashboard, those that no list shows too. Tiles are in dashboard_tiles.",
+    "dashboard",
+    {
+        "bigint": "id restriction_level",
+        "text": "name description creation_mode folder",
+        "bool": "pinned is_shared deleted",
+        "timestamp": "created_at last_accessed_at last_refresh",
+        "json": "tags created_by",
+    },
+    passes=(Pass(params={}), Pass(params={"creation_mode": "unlisted"})),
+    page_rows=10_000,  # no order can be asked for: one page is whole
+)
+
+# A dashboard's own list of tiles takes a GET each, which computes them and writes to the server.
+DASHBOARD_TILES = _whole(
+    "dashboard_tiles",
+    "One row per insight on a dashboard, as the insights tell it; texts on dashboards are not among them.",
+    "insight",
+    {"bigint": "id dashboard_id insight_id", "bool": "deleted"},
+    path="insights/",
+    params={"basic": "true", "order": "id"},
+    page_rows=500,
+    rate_class="clickhouse",
+    nested="dashboard_tiles",
+    parent="insight_id",
+)
+
+FEATURE_FLAGS = _whole(
+    "feature_flags",
+    "One row per feature flag, archived ones too. PostHog bills each page like an evaluation of flags.",
+    "feature_flag",
+    {
+        "bigint": "id version usage_dashboard",
+        "text": "key name status evaluation_runtime bucketing_identifier creation_context",
+        "bool": "active archived deleted ensure_experience_continuity performed_rollback"
+        " has_enriched_analytics is_remote_configuration has_encrypted_payloads is_used_in_replay_settings",
+        "timestamp": "created_at updated_at last_called_at",
+        "json": "filters tags created_by last_modified_by experiment_set experiment_set_metadata surveys"
+        " features rollback_conditions evaluation_contexts analytics_dashboards",
+    },
+    params={"order": "id"},
+    passes=ARCHIVED,
+    page_rows=10_000,  # billed by the page
+)
+
+EXPERIMENTS = _whole(
+    "experiments",
+    "One row per experiment, archived ones too. Newer servers list neither metrics nor saved metrics.",
+    "experiment",
+    {
+        "bigint": "id holdout_id exposure_cohort",
+        "text": "name description feature_flag_key type status conclusion conclusion_comment",
+        "bool": "archived deleted only_count_matured_users",
+        "timestamp": "start_date end_date created_at updated_at",
+        "json": "feature_flag holdout parameters filters exposure_criteria metrics metrics_secondary"
+        " saved_metrics secondary_metrics stats_config scheduling_config created_by"
+        " primary_metrics_ordered_uuids secondary_metrics_ordered_uuids",
+    },
+    params={"order": "created_at"},
+    passes=ARCHIVED,
+)
+
+EXPERIMENT_HOLDOUTS = _whole(
+    "experiment_holdouts",
+    "One row per group of people that experiments leave out.",
+    "experiment",
+    {
+        "bigint": "id",
+        "text": "name description",
+        "timestamp": "created_at updated_at",
+        "json": "filters created_by",
+    },
+)
+
+EXPERIMENT_SAVED_METRICS = _whole(
+    "experiment_saved_metrics",
+    "One row per metric that experiments share.",
+    "experiment",
+    {
+        "bigint": "id",
+        "text": "name description",
+        "timestamp": "created_at updated_at",
+        "json": "query tags created_by",
+    },
+)
+
+SURVEYS = _whole(
+    "surveys",
+    "One row per survey, archived ones too. Answers are events, `survey sent`.",
+    "survey",
+    {
+        "uuid": "id",
+        "bigint": "linked_flag_id linked_insight_id responses_limit iteration_count iteration_frequency_days",
+        "text": "name description type schedule",
+        "bool": "archived enable_partial_responses enable_iframe_embedding",
+        "timestamp": "start_date end_date created_at",
+        "json": "questions conditions appearance translations form_content feature_flag_keys linked_flag"
+        " targeting_flag internal_targeting_flag created_by",
+    },
+    page_rows=10_000,  # no order can be asked for
+)
+
+EARLY_ACCESS_FEATURES = _whole(
+    "early_access_features",
+    "One row per feature that people may opt into early.",
+    "early_access_feature",
+    {
+        "uuid": "id",
+        "text": "name description stage documentation_url",
+        "timestamp": "created_at",
+        "json": "feature_flag payload created_by assignee",
+    },
+    path="early_access_feature/",
+    page_rows=10_000,  # no order can be asked for
+)
+
+ACTIONS = _whole(
+    "actions",
+    "One row per action: events that were grouped under a name.",
+    "action",
+    {
+        "bigint": "id",
+        "text": "name description slack_message_format bytecode_error creation_context",
+        "bool": "post_to_slack deleted is_calculating is_action",
+        "timestamp": "created_at last_calculated_at pinned_at",
+        "json": "steps tags created_by",
+    },
+    page_rows=0,  # comes whole, whatever is asked
+)
+
+ANNOTATIONS = _whole(
+    "annotations",
+    "One row per annotation; those of the whole organization are in each of its projects.",
+    "annotation",
+    {
+        "bigint": "id dashboard_item dashboard_id",
+        "text": "content creation_type scope dashboard_name insight_short_id insight_name"
+        " insight_derived_name",
+        "bool": "deleted",
+        "timestamp": "date_marker created_at updated_at",
+        "json": "tags created_by",
+    },
+    page_rows=10_000,  # no order can be asked for
+)
+
+NOTEBOOKS = _whole(
+    "notebooks",
+    "One row per notebook, without its content. Deleted ones stay as last seen.",
+    "notebook",
+    {
+        "uuid": "id",
+        "text": "short_id title",
+        "bool": "deleted",
+        "timestamp": "created_at last_modified_at",
+        "json": "created_by last_modified_by",
+    },
+    disposition="merge",
+    params={"order": "last_modified_at"},
+    cursor="last_modified_at",
+    cursor_param="date_from",
+    overlap_s=60.0,
+)
+
+EVENT_DEFINITIONS = _whole(
+    "event_definitions",
+    "One row per event name that PostHog knows.",
+    "event_definition",
+    {
+        "uuid": "id",
+        "bigint": "action_id",
+        "text": "name description enforcement_mode promoted_property",
+        "bool": "verified hidden is_action is_calculating post_to_slack",
+        "timestamp": "created_at updated_at last_seen_at last_updated_at verified_at last_calculated_at",
+        "json": "owner tags updated_by verified_by created_by default_columns media_preview_urls",
+    },
+    params={"ordering": "name"},
+    page_rows=5_000,
+)
+
+PROPERTY_DEFINITIONS = _whole(
+    "property_definitions",
+    "One row per property that PostHog knows, of events, persons, groups and sessions.",
+    "property_definition",
+    {
+        "uuid": "id",
+        "text": "type name description property_type",
+        "bigint": "group_type_index",
+        "bool": "is_numerical is_seen_on_filtered_events verified hidden",
+        "timestamp": "updated_at verified_at",
+        "json": "tags updated_by verified_by",
+    },
+    passes=(
+        *(Pass(params={"type": kind}, stamps={"type": kind}) for kind in ("event", "person", "session")),
+        *(
+            Pass(
+                params={"type": "group", "group_type_index": str(index)},
+                stamps={"type": "group", "group_type_index": index},
+            )
+            for index in range(5)
+        ),
+    ),
+    added_by="virtual",
+    page_rows=5_000,
+)
+
+SESSION_RECORDING_PLAYLISTS = _whole(
+    "session_recording_playlists",
+    "One row per list of recordings.",
+    "session_recording_playlist",
+    {
+        "bigint": "id",
+        "text": "short_id name derived_name description type",
+        "bool": "pinned deleted",
+        "timestamp": "created_at last_modified_at",
+        "json": "filters created_by last_modified_by recordings_counts",
+    },
+    params={"order": "created_at"},
+    added_by="is_synthetic",
+    page_rows=500,  # PostHog gives no more
+    rate_class="clickhouse",
+)
+
+ERROR_TRACKING_ISSUES = _whole(
+    "error_tracking_issues",
+    "One row per issue of error tracking; issues merged into others are gone.",
+    "error_tracking",
+    {
+        "uuid": "id",
+        "text": "status name description",
+        "timestamp": "first_seen",
+        "json": "assignee external_issues cohort",
+    },
+    path="error_tracking/issues/",
+    page_rows=10_000,  # no order can be asked for
+)
+
+ALERTS = _whole(
+    "alerts",
+    "One row per alert on an insight.",
+    "alert",
+    {
+        "uuid": "id",
+        "bigint": "insight",
+        "double": "last_value",
+        "text": "name state calculation_interval",
+        "bool": "enabled skip_weekend",
+        "timestamp": "created_at last_notified_at last_checked_at next_check_at snoozed_until",
+        "json": "created_by subscribed_users threshold condition config detector_config checks",
+    },
+)
+
+SUBSCRIPTIONS = _whole(
+    "subscriptions",
+    "One row per subscription to an insight or a dashboard.",
+    "subscription",
+    {
+        "bigint": "id dashboard insight interval bysetpos count integration_id",
+        "text": "title summary insight_short_id resource_name target_type target_value frequency",
+        "bool": "deleted",
+        "timestamp": "start_date until_date created_at next_delivery_date",
+        "json": "byweekday dashboard_export_insights created_by",
+    },
+    params={"ordering": "created_at"},
+)
+
+ENDPOINTS = _whole(
+    "endpoints",
+    "One row per query that has an address of its own.",
+    "endpoint",
+    {
+        "uuid": "id",
+        "bigint": "data_freshness_seconds current_version versions_count",
+        "text": "name description endpoint_path url ui_url derived_from_insight",
+        "bool": "is_active is_materialized",
+        "timestamp": "created_at updated_at last_executed_at",
+        "json": "query columns materialization bucket_overrides created_by",
+    },
+    page_rows=10_000,  # no order can be asked for
+)
+
+EVALUATIONS = _whole(
+    "evaluations",
+    "One row per evaluation of AI answers; what they found are events, `$ai_evaluation`.",
+    "evaluation",
+    {
+        "uuid": "id",
+        "text": "name description status status_reason evaluation_type output_type",
+        "bool": "enabled deleted",
+        "timestamp": "created_at updated_at",
+        "json": "evaluation_config output_config conditions model_configuration created_by",
+    },
+    params={"order_by": "created_at"},
+)
+
+HOG_FUNCTIONS = _whole(
+    "hog_functions",
+    "One row per function written in Hog: destinations, transformations and the like.",
+    "hog_function",
+    {
+        "uuid": "id",
+        "bigint": "execution_order",
+        "text": "type name description hog icon_url",
+        "bool": "enabled",
+        "timestamp": "created_at updated_at",
+        "json": "filters template status created_by",
+    },
+    page_rows=10_000,  # no order can be asked for
+)
+
+BATCH_EXPORTS = _whole(
+    "batch_exports",
+    "One row per batch export, without its destination, which has credentials.",
+    "batch_export",
+    {
+        "uuid": "id",
+        "bigint": "offset_day offset_hour",
+        "text": "name model interval timezone",
+        "bool": "paused",
+        "timestamp": "created_at last_updated_at last_paused_at start_at end_at",
+        "json": "schema filters latest_runs",
+    },
+    page_rows=10_000,  # no order can be asked for
+)
+
+WAREHOUSE_SAVED_QUERIES = _whole(
+    "warehouse_saved_queries",
+    "One row per saved query of PostHog's own warehouse, without its SQL.",
+    "warehouse_view",
+    {
+        "uuid": "id",
+        "text": "name status sync_frequency managed_viewset_kind folder_id folder_name latest_error origin",
+        "bool": "deleted is_materialized is_test",
+        "timestamp": "created_at last_run_at expires_at",
+        "json": "columns created_by",
+    },
+    page_rows=0,  # by page number, a thousand each
+)
+
+EXTERNAL_DATA_SOURCES = _whole(
+    "external_data_sources",
+    "One row per source of PostHog's own warehouse, without its credentials.",
+    "external_data_source",
+    {
+        "uuid": "id",
+        "text": "source_type status account_id latest_error prefix description access_method engine"
+        " created_by",
+        "bool": "supports_webhooks",
+        "timestamp": "created_at last_run_at",
+        "json": "schemas revenue_analytics_config",
+    },
+    page_rows=10_000,  # no order can be asked for
+)
+
+DEFINITIONS: tuple[RestTable, ...] = (
+    INSIGHTS,
+    DASHBOARDS,
+    DASHBOARD_TILES,
+    FEATURE_FLAGS,
+    EXPERIMENTS,
+    EXPERIMENT_HOLDOUTS,
+    EXPERIMENT_SAVED_METRICS,
+    SURVEYS,
+    EARLY_ACCESS_FEATURES,
+    ACTIONS,
+    ANNOTATIONS,
+    NOTEBOOKS,
+    EVENT_DEFINITIONS,
+    PROPERTY_DEFINITIONS,
+    SESSION_RECORDING_PLAYLISTS,
+    ERROR_TRACKING_ISSUES,
+    ALERTS,
+    SUBSCRIPTIONS,
+    ENDPOINTS,
+    EVALUATIONS,
+    HOG_FUNCTIONS,
+    BATCH_EXPORTS,
+    WAREHOUSE_SAVED_QUERIES,
+    EXTERNAL_DATA_SOURCES,
+)
+"""In the order in which they are read."""

@@ -1,0 +1,239 @@
+"""Definitions: what people defined in PostHog is in the warehouse, whatever its list is like."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from posthog_source import posthog_source, run_sync
+from posthog_source.definitions import DEFINITIONS, PROPERTY_DEFINITIONS, SECRETS
+from posthog_source.errors import (
+    AccessDeniedError,
+    ApiError,
+    NotFoundError,
+    QuotaSpentError,
+    SettingsError,
+    find_cause,
+)
+from posthog_source.tables import RestTable
+from tests.conftest import NO_LIMITS, Project, Server, Warehouse
+
+pytestmark = pytest.mark.usefixtures("no_pipeline_stays_active")
+
+OBJECTS = 7
+LISTED = [table for table in DEFINITIONS if not table.nested]
+RESOURCES = [table for table in LISTED if table.name != "insights"]
+
+
+def resource(table: RestTable) -> str:
+    return table.path.rstrip("/")
+
+
+def put(project: Project, table: RestTable, *items: dict[str, Any], method: str = "POST") -> list[Any]:
+    """Objects into a project, as its people would define them."""
+    if table.name == "insights":
+        made: list[Any] = project.control("POST", "insights", items=list(items))["ids"]
+    else:
+        made = project.control(method, f"definitions/{resource(table)}", items=list(items))["ids"]
+    return made
+
+
+def loaded(place: Warehouse, table: RestTable) -> list[Any]:
+    return sorted(str(row[0]) for row in place.query(f"SELECT id FROM {table.name}"))
+
+
+@pytest.fixture(scope="module")
+def full(server: Server) -> tuple[Project, dict[str, list[str]]]:
+    """A project with some objects of every kind, and their ids."""
+    project = server.project(settings={"rate_limits": NO_LIMITS})
+    found = {}
+    for table in LISTED:
+        items = [{"name": f"{table.name} {n}", "fresh": n, "renewed": {"n": n}} for n in range(OBJECTS)]
+        found[table.name] = sorted(str(one) for one in put(project, table, *items))
+    tiles = [{"id": 900 + n, "dashboard_id": n, "deleted": False} for n in range(3)]
+    (insight,) = put(project, LISTED[0], {"name": "on dashboards", "dashboard_tiles": tiles})
+    found["insights"] = sorted([*found["insights"], str(insight)])
+    found["dashboard_tiles"] = ["900", "901", "902"]
+    return project, found
+
+
+@pytest.fixture(scope="module")
+def place(full: tuple[Project, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
+    """A warehouse that has them all, synced twice."""
+    with Warehouse.at(tmp_path_factory.mktemp("definitions")).held() as place:
+        for _ in range(2):
+            run_sync(place.pipeline, tables=[table.name for table in DEFINITIONS], **full[0].credentials)
+        yield place
+
+
+@pytest.mark.parametrize("table", DEFINITIONS, ids=lambda table: table.name)
+def test_every_object_is_there_once(
+    full: tuple[Project, dict[str, list[str]]], place: Warehouse, table: RestTable
+) -> None:
+    assert loaded(place, table) == full[1][table.name]
+    columns = [name for name, *_ in place.query(f"DESCRIBE {table.name}")]
+    assert [column.name for column in table.columns] == columns[: len(table.columns)]
+
+
+@pytest.mark.parametrize("table", RESOURCES, ids=lambda table: table.name)
+def test_members_that_newer_servers_add_become_text_where_lists_are_read_whole(
+    place: Warehouse, table: RestTable
+) -> None:
+    columns = {name: kind for name, kind, *_ in place.query(f"DESCRIBE {table.name}")}
+    if table.cursor:
+        assert "fresh" not in columns
+        return
+    assert (columns["fresh"], columns["renewed"]) == ("VARCHAR", "VARCHAR")
+    rows = place.query(f"SELECT fresh, renewed FROM {table.name} ORDER BY fresh LIMIT 1")
+    assert rows == [("0", json.dumps({"n": 0}, separators=(",", ":")))]
+
+
+@pytest.mark.parametrize("table", DEFINITIONS, ids=lambda table: table.name)
+def test_secrets_and_what_depends_on_who_asks_are_nowhere(place: Warehouse, table: RestTable) -> None:
+    columns = {name for name, *_ in place.query(f"DESCRIBE {table.name}")}
+    assert not columns & table.dropped
+    assert not columns & set(SECRETS)
+
+
+@pytest.mark.parametrize("table", RESOURCES, ids=lambda table: table.name)
+def test_an_object_that_is_gone_goes_where_lists_are_read_whole(
+    server: Server, tmp_path_factory: pytest.TempPathFactory, table: RestTable
+) -> None:
+    project = server.project(settings={"rate_limits": NO_LIMITS})
+    first, *_ = put(project, table, *({"name": f"{n}"} for n in range(3)))
+    with Warehouse.at(tmp_path_factory.mktemp("gone")).held() as place:
+        run_sync(place.pipeline, tables=[table.name], **project.credentials)
+        assert len(loaded(place, table)) == 3
+        put(project, table, {"id": first, "name": "alone"}, method="PUT")
+
+        run_sync(place.pipeline, tables=[table.name], **project.credentials)
+
+        assert len(loaded(place, table)) == (3 if table.cursor else 1)
+
+
+def test_properties_say_of_what_they_are(server: Server, tmp_path_factory: pytest.TempPathFactory) -> None:
+    project = server.project(settings={"rate_limits": NO_LIMITS})
+    kinds: list[tuple[str, int | None]] = [("event", None), ("person", None), ("session", None)]
+    kinds += [("group", index) for index in range(5)]
+    given = [{"name": f"{kind} {index}", "_type": kind, "_group_type_index": index} for kind, index in kinds]
+    put(project, PROPERTY_DEFINITIONS, *given)
+
+    with Warehouse.at(tmp_path_factory.mktemp("properties")).held() as place:
+        run_sync(place.pipeline, tables=["property_definitions"], **project.credentials)
+        rows = place.query("SELECT name, type, group_type_index FROM property_definitions")
+
+    assert sorted(rows) == sorted((f"{kind} {index}", kind, index) for kind, index in kinds)
+
+
+def test_archived_and_unlisted_objects_are_there_too(
+    server: Server, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    project = server.project(settings={"rate_limits": NO_LIMITS})
+    hidden = {table.name: table for table in RESOURCES if table.passes and table is not PROPERTY_DEFINITIONS}
+    for table in hidden.values():
+        put(project, table, {"archived": True, "creation_mode": "unlisted"}, {"name": "shown"})
+
+    with Warehouse.at(tmp_path_factory.mktemp("hidden")).held() as place:
+        run_sync(place.pipeline, tables=list(hidden), **project.credentials)
+
+        assert place.counts() == dict.fromkeys(hidden, 2)
+
+
+REFUSALS: dict[int, type[ApiError]] = {402: QuotaSpentError, 403: AccessDeniedError, 404: NotFoundError}
+
+
+def test_what_this_posthog_does_not_have_is_left_out_by_default_and_an_error_by_name(
+    server: Server, tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    project = server.project(settings={"rate_limits": NO_LIMITS})
+    statuses = {resource(table): list(REFUSALS)[n % 3] for n, table in enumerate(RESOURCES)}
+    project.settings(unavailable=statuses)
+
+    with Warehouse.at(tmp_path_factory.mktemp("missing")).held() as place, caplog.at_level(logging.WARNING):
+        run_sync(place.pipeline, **project.credentials)
+        for table in RESOURCES:
+            warnings = [text for text in caplog.messages if text.startswith(f"{table.name} is left as it is")]
+            assert len(warnings) == 1
+        asks: dict[str, Callable[[], object]] = {
+            "alerts": lambda: run_sync(place.pipeline, tables=["alerts"], **project.credentials),
+            "surveys": lambda: place.pipeline.run(posthog_source(tables="surveys", **project.credentials)),
+            "actions": lambda: place.pipeline.run(
+                posthog_source(**project.credentials).with_resources("actions")
+            ),
+        }
+        for name, ask in asks.items():
+            with pytest.raises(Exception) as failure:  # noqa: PT011 - dlt wraps it
+                ask()
+            by_name = {table.name: resource(table) for table in RESOURCES}
+            assert isinstance(find_cause(failure.value), REFUSALS[statuses[by_name[name]]])
+
+
+def test_a_list_that_is_only_where_it_was_once_is_found(
+    server: Server, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    project = server.project(settings={"environments_only": ["error_tracking/issues"]})
+    (table,) = (one for one in RESOURCES if one.name == "error_tracking_issues")
+    ids = put(project, table, {}, {})
+
+    with Warehouse.at(tmp_path_factory.mktemp("environments")).held() as place:
+        run_sync(place.pipeline, tables=[table.name], **project.credentials)
+
+        assert loaded(place, table) == sorted(ids)
+
+
+@pytest.mark.parametrize("table", LISTED, ids=lambda table: table.name)
+def test_a_key_without_the_scope_is_told_which_one_it_needs(
+    project: Project, tmp_path_factory: pytest.TempPathFactory, table: RestTable
+) -> None:
+    key = project.server.key(["query:read"], [project.id])
+    source = posthog_source(**project.credentials | {"api_key": key}).with_resources(table.name)
+
+    with pytest.raises(Exception) as failure:  # noqa: PT011 - dlt wraps it
+        Warehouse.at(tmp_path_factory.mktemp("scope")).pipeline.extract(source)
+
+    error = find_cause(failure.value)
+    assert isinstance(error, AccessDeniedError)
+    assert table.scopes[0] in str(error)
+
+
+def test_large_lists_take_as_many_requests_as_they_have_pages(
+    server: Server, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """5,000 insights, 2,000 flags and 50,000 properties."""
+    project = server.project(settings={"rate_limits": NO_LIMITS})
+    by_name = {table.name: table for table in DEFINITIONS}
+    sizes = {"insights": 5_000, "feature_flags": 2_000, "property_definitions": 50_000}
+    for name, size in sizes.items():
+        for first in range(0, size, 10_000):
+            put(project, by_name[name], *({"name": f"{n}"} for n in range(first, min(size, first + 10_000))))
+    project.forget_requests()
+
+    with Warehouse.at(tmp_path_factory.mktemp("large")).held() as place:
+        run_sync(place.pipeline, tables=list(sizes), **project.credentials)
+        assert place.counts() == sizes
+
+    needed = sum(
+        max(1, -(-size // by_name[name].page_rows)) + max(0, len(by_name[name].passes) - 1)
+        for name, size in sizes.items()
+    )
+    asked = [one for one in project.requests() if one["method"] == "GET"]
+    assert len(asked) <= 1.3 * needed
+
+
+@pytest.mark.parametrize("written", ["event", ["events", "flags"], [""], 5])
+def test_a_table_that_there_is_not_is_refused_with_those_that_there_are(
+    project: Project, written: object
+) -> None:
+    expected = r"there are the groups events, people, definitions.*feature_flags"
+    with pytest.raises(Exception, match=expected) as failure:
+        posthog_source(tables=written, **project.credentials)
+    assert isinstance(find_cause(failure.value) or failure.value, SettingsError)
+
+
+def test_groups_of_tables_are_chosen_by_name(project: Project) -> None:
+    chosen = posthog_source(tables="events, definitions", **project.credentials)
+    assert list(chosen.resources) == ["events", *(table.name for table in DEFINITIONS)]
