@@ -17,22 +17,28 @@ from dlt.sources import DltResource
 from posthog_source.catalog import COHORTS, GROUP_TYPES, GROUPS, INSIGHTS, SESSION_REPLAYS, SESSIONS
 from posthog_source.changing import build_changing
 from posthog_source.client import Client
-from posthog_source.config import EventsSettings, PeopleSettings, Settings
+from posthog_source.config import EventsSettings, PeopleSettings, ResultsSettings, Settings
 from posthog_source.destination import Target, build_resource, claim_state, metered
 from posthog_source.errors import NotFoundError
 from posthog_source.events import EPOCH, build_events, utc_now
 from posthog_source.membership import build_membership
 from posthog_source.people import build_people
 from posthog_source.rest import fetch_all, iter_changed
+from posthog_source.results import build_results
 from posthog_source.tables import RestTable
 
 logger = logging.getLogger("posthog_source")
 
 
 def build_resources(
-    client: Client, settings: Settings, *, events: EventsSettings, people: PeopleSettings
+    client: Client,
+    settings: Settings,
+    *,
+    events: EventsSettings,
+    people: PeopleSettings,
+    results: ResultsSettings,
 ) -> list[DltResource]:
-    """All tables of the catalogue as dlt resources, in its order."""
+    """All tables of the catalogue as dlt resources, in its order; those on request are not selected."""
     return [
         build_events(client, settings, events),
         *build_people(client, settings, events=events, people=people, clock=utc_now),
@@ -43,6 +49,7 @@ def build_resources(
         _listing(client, settings, COHORTS),
         build_membership(client, settings, people, clock=utc_now),
         _changes(client, settings, INSIGHTS),
+        build_results(client, settings, results),
     ]
 
 

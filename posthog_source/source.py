@@ -19,6 +19,7 @@ from posthog_source.client import Client
 from posthog_source.config import (
     EventsSettings,
     PeopleSettings,
+    ResultsSettings,
     TableKind,
     build_settings,
     build_table_settings,
@@ -61,6 +62,16 @@ class PeopleConfig(BaseConfiguration):
     cohort_history: Written = PeopleSettings.cohort_history
 
 
+@configspec
+class ResultsConfig(BaseConfiguration):
+    """`[sources.posthog.results]`, or the `results` argument. See `posthog_source.config.ResultsSettings`."""
+
+    tags: Written = ResultsSettings.tags
+    dashboards: Written = ResultsSettings.dashboards
+    short_ids: Written = ResultsSettings.short_ids
+    refresh: Written = ResultsSettings.refresh
+
+
 # The contract is not the resources': dlt checks theirs anew for each page, and the error of the first type
 # that it does not match lives in a cycle with the frames that hold the page (dlt 1.31).
 @dlt.source(name="posthog", section="posthog", schema_contract={"data_type": "freeze"})
@@ -72,6 +83,7 @@ def posthog_source(
     end_date: Any = None,
     events: EventsConfig | None = None,
     people: PeopleConfig | None = None,
+    results: ResultsConfig | None = None,
     look_ahead: Written = None,
     query_timeout_s: Written = None,
     max_attempts: Written = None,
@@ -96,6 +108,8 @@ def posthog_source(
             stored cursor left alone.
         events: Settings of the events table.
         people: Settings of the tables of people: persons, their distinct ids, cohort members.
+        results: Settings of insight_results, which is loaded only where it is asked for by name, since it
+            costs a request for each insight: `.with_resources("insight_results")`.
         look_ahead: Queries in flight, 2 by default. PostHog allows a team 3.
         query_timeout_s: Longest wait for one answer.
         max_attempts: Tries of a request that meets faults.
@@ -128,6 +142,7 @@ def posthog_source(
         settings,
         events=_settings(EventsSettings, "events", events or EventsConfig()),
         people=_settings(PeopleSettings, "people", people or PeopleConfig()),
+        results=_settings(ResultsSettings, "results", results or ResultsConfig()),
     )
 
 
