@@ -8,6 +8,7 @@ comparison, step and date. Not here: which insights, and what they cost (`result
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
@@ -16,11 +17,15 @@ from zoneinfo import ZoneInfo
 import orjson
 
 from posthog_source.arrow import parse_instant
+from posthog_source.catalog import INSIGHT_RESULT_DOCUMENTS, INSIGHT_RESULTS
 from posthog_source.config import ResultsSettings
 from posthog_source.errors import UnexpectedAnswerError
 
 Item = Mapping[str, object]
 Row = dict[str, object]
+
+KEY = INSIGHT_RESULTS.primary_key[1:]
+LISTS = ("tags", "dashboards")
 
 PATH_STEP = re.compile(r"(\d+)_(.*)", re.DOTALL)
 """A node of a path carries its step: `2_/pricing`."""
@@ -42,9 +47,6 @@ def is_wanted(insight: Item, settings: ResultsSettings) -> bool:
         )
     # As PostHog's own filter `saved=true`: what is on a dashboard counts as saved.
     return bool(insight["saved"] or dashboards)
-
-
-LISTS = ("tags", "dashboards")
 
 
 def kind_of(insight: Item) -> str:
@@ -100,7 +102,8 @@ def rows_of(insight: Item) -> list[Row]:
         insight: As `GET insights/:id/` answers it, with a result.
 
     Raises:
-        UnexpectedAnswerError: The result does not look like one of its kind.
+        UnexpectedAnswerError: The result does not look like one of its kind, or has two rows of one key, of
+            which a warehouse would keep one.
     """
     kind = kind_of(insight)
     read = READERS.get(kind)
@@ -120,12 +123,18 @@ def rows_of(insight: Item) -> list[Row]:
     }
     try:
         undated = {"date": _computed_on(insight), "interval": None}
-        return [shared | undated | row for row in read(insight)]
+        rows = [shared | undated | row for row in read(insight)]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         raise UnexpectedAnswerError(
             f"insight_results: the result of insight {insight.get('short_id')} does not look like one of a "
-            f"{kind}. It is in insight_result_documents as it is."
+            f"{kind}. It is in {INSIGHT_RESULT_DOCUMENTS.name} as it is."
         ) from None
+    if len({tuple(row[name] for name in KEY) for row in rows}) < len(rows):
+        raise UnexpectedAnswerError(
+            f"insight_results: numbers of insight {insight.get('short_id')} cannot be told apart. Its result "
+            f"is in {INSIGHT_RESULT_DOCUMENTS.name} as it is."
+        )
+    return rows
 
 
 def _trends(insight: Item) -> Iterator[Row]:
@@ -257,11 +266,11 @@ def _series(item: Mapping[str, Any], position: int) -> Row:
 
 
 def _dated(item: Mapping[str, Any], series: Row, interval: str) -> Iterator[Row]:
-    before = None
+    times: Counter[str] = Counter()
     for date, value in zip(item["days"], item["data"], strict=True):
-        step = int(date == before)  # the hour that comes twice when clocks go back
+        step = times[date]  # 1 in the hour that comes a second time, when clocks go back
         yield series | {"step": step, "date": str(date), "interval": interval, "value": value}
-        before = date
+        times[date] += 1
 
 
 def _breakdown(item: Mapping[str, Any]) -> str:

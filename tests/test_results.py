@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import logging
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_OID, uuid5
 
+import dlt
+import pyarrow.parquet as pq
 import pytest
 
-from posthog_source import ResultsConfig, find_cause
+from posthog_source import ResultsConfig, find_cause, posthog_source
+from posthog_source.catalog import INSIGHT_RESULT_DOCUMENTS, INSIGHT_RESULTS
 from posthog_source.config import ResultsSettings
 from posthog_source.errors import AccessDeniedError, ServerError, SettingsError, UnexpectedAnswerError
 from posthog_source.insights import READERS, is_wanted, kind_of, rows_of
@@ -67,10 +71,11 @@ def test_a_formula_has_no_action_and_a_total_has_no_days() -> None:
     assert read(answer("TrendsQuery", [total]), "date", "interval", "value") == [("2026-01-11", None, 5)]
 
 
-def test_an_hour_that_comes_twice_stays_two_rows() -> None:
-    twice = trend_item(days=["2025-10-26 02:00:00"] * 2)
-    found = read(answer("TrendsQuery", [twice], interval="hour"), "date", "step", "value")
-    assert found == [("2025-10-26 02:00:00", 0, 1), ("2025-10-26 02:00:00", 1, 2)]
+def test_what_comes_twice_when_clocks_go_back_stays_two_rows() -> None:
+    minutes = ["2025-10-26 02:58:00", "2025-10-26 02:59:00"] * 2
+    twice = trend_item(days=minutes, data=[1, 2, 3, 4])
+    found = read(answer("TrendsQuery", [twice], interval="minute"), "date", "step", "value")
+    assert found == list(zip(minutes, [0, 0, 1, 1], [1, 2, 3, 4], strict=True))
 
 
 def test_a_funnel_is_a_row_a_step_and_measure() -> None:
@@ -140,6 +145,11 @@ def test_a_result_of_another_shape_is_an_error_of_one_line(kind: str) -> None:
         with pytest.raises(UnexpectedAnswerError, match=f"insight abc does not look like one of a {kind}"):
             rows_of(answer(kind, result))
     assert rows_of(answer("WebOverviewQuery", [{"key": "views"}])) == []
+
+
+def test_numbers_that_cannot_be_told_apart_are_not_loaded_as_one() -> None:
+    with pytest.raises(UnexpectedAnswerError, match="numbers of insight abc cannot be told apart"):
+        rows_of(answer("TrendsQuery", [trend_item(), trend_item()]))
 
 
 def test_the_kind_is_that_of_the_query_and_not_of_how_it_is_shown() -> None:
@@ -302,16 +312,19 @@ def test_what_is_a_previous_period_now_does_not_replace_what_was_current(
 def test_a_broken_insight_is_told_of_and_neither_stops_the_others_nor_loses_its_rows(
     small: Project, warehouse: Warehouse, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broken, gone, strange = (save(small, trend("visit"), name=name) for name in ("broken", "gone", "strange"))
+    names = ("broken", "gone", "strange", "heavy")
+    broken, gone, strange, heavy = (save(small, trend("visit"), name=name) for name in names)
     fine = save(small, trend("buy"))
     load(warehouse, small)
-    before = {number: counted(warehouse, number) for number in (broken, gone, strange)}
+    before = {number: counted(warehouse, number) for number in (broken, gone, strange, heavy)}
     save(small, {"kind": "HogQLQuery", "query": "SELECT nothing FROM events"}, id=broken, name="broken")
     failed = {"error": True, "error_message": "It is Friday."}
     body = {**COMPUTED, "id": strange, "query": trend("visit"), "result": None, "query_status": failed}
     small.faults(f"insights/{gone}", {"status": 404})
     small.faults(f"insights/{strange}", {"status": 200, "body": body})
+    small.faults(f"insights/{heavy}", {"status": 504, "times": 2})
     add_events(small, 1, event=["buy"], uuid=["00000000-0000-4000-8000-900000000000"])
+    small.forget_requests()
 
     with caplog.at_level(logging.WARNING, "posthog_source"):
         load(warehouse, small)
@@ -319,9 +332,10 @@ def test_a_broken_insight_is_told_of_and_neither_stops_the_others_nor_loses_its_
     assert {number: counted(warehouse, number) for number in before} == before
     assert counted(warehouse, fine)["2026-01-10"] == 2.0
     told = [record.getMessage() for record in caplog.records]
-    assert [sum(name in line for line in told) for name in ("(broken)", "(gone)", "(strange)")] == [1, 1, 1]
+    assert [sum(f"({name})" in line for line in told) for name in names] == [1, 1, 1, 1]
     assert any("It is Friday." in line for line in told)
-    assert len(told) == 3
+    assert len(told) == 4
+    assert len(small.requests()) == 6  # what was too heavy would be so again
 
 
 def test_server_errors_in_a_row_are_no_insights_fault(small: Project, warehouse: Warehouse) -> None:
@@ -379,6 +393,42 @@ def test_results_are_loaded_only_where_asked_for_and_as_chosen(
     assert counted(warehouse, tagged)
     assert not counted(warehouse, plain)
     assert "there is no insight nowhere1 that this key may see" in caplog.text
+
+
+def test_both_tables_are_as_the_catalogue_says(small: Project, warehouse: Warehouse) -> None:
+    save(small, trend("visit"))
+    load(warehouse, small)
+    load(warehouse, small)
+    for table in (INSIGHT_RESULTS, INSIGHT_RESULT_DOCUMENTS):
+        schema = warehouse.pipeline.default_schema.tables[table.name]
+        assert schema["description"] == table.description
+        columns = {name: found for name, found in schema["columns"].items() if not name.startswith("_dlt")}
+        assert list(columns) == [column.name for column in table.columns]
+        for column in table.columns:
+            assert columns[column.name]["description"] == column.description
+            assert columns[column.name].get("nullable", True) is not column.is_required
+        keys = {name for name, column in columns.items() if column.get("primary_key")}
+        assert keys == set(table.primary_key)
+        (counts,) = warehouse.query(
+            f"SELECT count(*), count(DISTINCT ({', '.join(table.primary_key)})) FROM {table.name}"
+        )
+        assert counts[0] == counts[1] > 0
+
+
+def test_plain_files_grow(small: Project, tmp_path: Path) -> None:
+    save(small, trend("visit"))
+    pipeline = dlt.pipeline(
+        "files",
+        pipelines_dir=str(tmp_path / "pipelines"),
+        destination=dlt.destinations.filesystem((tmp_path / "files").as_uri()),
+        dataset_name="data",
+    )
+    for _ in range(2):
+        source = posthog_source(**small.credentials, results=ResultsConfig(refresh="blocking"))
+        pipeline.run(source.with_resources("insight_results"), loader_file_format="parquet")
+    for table, rows in ((INSIGHT_RESULTS, 10), (INSIGHT_RESULT_DOCUMENTS, 2)):
+        files = (tmp_path / "files" / "data" / table.name).glob("*.parquet")
+        assert sum(pq.read_table(file).num_rows for file in files) == rows
 
 
 def test_a_key_without_the_scope_is_told_which(small: Project, warehouse: Warehouse) -> None:
