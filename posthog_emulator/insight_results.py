@@ -36,16 +36,33 @@ STALE_AFTER: Mapping[str, timedelta] = {
     "week": timedelta(days=1),
     "month": timedelta(days=2),
 }
+CLOCK_BUFFER = timedelta(seconds=10)
 ALL_ROWS = 10**9
 
 
 @dataclass(frozen=True)
 class Result:
-    """A computed result, as JSON of the members that it adds to its insight."""
+    """A computed result.
+
+    Attributes:
+        json: The members that it adds to its insight.
+        computed_at: When.
+        stale_at: When it begins to be too old.
+        tells_until: The last instant that it tells of; None is the present one.
+    """
 
     json: bytes
     computed_at: datetime
     stale_at: datetime
+    tells_until: datetime | None = None
+
+    def is_stale(self, now: datetime) -> bool:
+        """Whether it is too old: never, if what it tells of was over when it was computed.
+
+        So PostHog never sees by itself what has arrived late since (posthog/caching/utils.py, is_stale).
+        """
+        was_over = self.tells_until is not None and self.tells_until < self.computed_at - CLOCK_BUFFER
+        return not was_over and now > self.stale_at
 
     @property
     def size(self) -> int:
@@ -90,7 +107,7 @@ class InsightResults:
         if refresh in BACKGROUND:
             raise ApiError(400, f"posthog_emulator does not compute insights by {refresh!r}.")
         kept = self._find(insight, project)
-        is_stale = kept is None or self._state.now() > kept.stale_at
+        is_stale = kept is None or kept.is_stale(self._state.now())
         query = _definition(insight)
         if query and (refresh in ALWAYS or (refresh == "blocking" and is_stale)):
             return self._compute(insight, query, project).members(is_cached=False)
@@ -103,12 +120,12 @@ class InsightResults:
     def _compute(self, insight: Mapping[str, Any], query: Mapping[str, Any], project: Project) -> Result:
         now = self._state.now()
         if query.get("kind") == "HogQLQuery":
-            members, stale_after = self._hogql(query, project), STALE_AFTER["minute"]
+            members, stale_after, end = self._hogql(query, project), STALE_AFTER["minute"], None
         else:
             dates = read_dates(query, project.zone, now, first_event=self._first_event(project))
             members = compute(query, dates, lambda text: self._rows(text, project))
-            stale_after = STALE_AFTER[dates.interval]
-        result = Result(orjson.dumps(members), now, now + stale_after)
+            stale_after, end = STALE_AFTER[dates.interval], dates.end
+        result = Result(orjson.dumps(members), now, now + stale_after, end)
         self._kept.put(_key(insight, project), result)
         return result
 

@@ -145,7 +145,8 @@ class ResultsSettings:
         dashboards: Numbers of the dashboards that show them. Sorted.
         short_ids: As in the insights' addresses. Sorted.
         refresh: ``force_cache`` takes what PostHog has computed before, however old, and never makes it
-            compute; ``blocking`` has it compute what it holds for stale, ``force_blocking`` everything.
+            compute; ``blocking`` has it compute what it holds for stale, which a range that was over when it
+            was computed never is (posthog/caching/utils.py); ``force_blocking`` has it compute everything.
     """
 
     tags: tuple[str, ...] = ()

@@ -87,14 +87,20 @@ class _Tally:
     """What came of the insights."""
 
     rows: int = 0
+    insights: int = 0
     failed: int = 0
     not_computed: int = 0
     computed_at: list[datetime] = field(default_factory=list)
 
+    def add(self, insight: Item) -> None:
+        self.insights += 1
+        if isinstance(at := insight.get("last_refresh"), str):
+            self.computed_at.append(parse_instant(at))
+
     def metrics(self) -> dict[str, int]:
         return {
             "rows": self.rows,
-            "insights": len(self.computed_at),
+            "insights": self.insights,
             "insights_failed": self.failed,
             "insights_not_computed": self.not_computed,
         }
@@ -130,37 +136,34 @@ def _iter_computed(
 ) -> Iterator[Item]:
     """The insights that have a result, as PostHog answers each; the others are counted and told of."""
     server_errors = 0
-    for listed, answer in _iter_answers(client, wanted, config, depth=depth):
-        if isinstance(answer, ServerError):
-            server_errors += 1
-            if server_errors > MOST_SERVER_ERRORS:
-                raise answer
-        else:
-            server_errors = 0
-        fault = answer if isinstance(answer, ApiError) else error_of(answer)
-        if fault is not None:
+    for listed, (insight, refusal) in _iter_answers(client, wanted, config, depth=depth):
+        server_errors = server_errors + 1 if isinstance(refusal, ServerError) else 0
+        if refusal and server_errors > MOST_SERVER_ERRORS:
+            raise refusal
+        if reason := refusal or error_of(insight):
             tally.failed += 1
             name = f"{listed['short_id']} ({listed['name'] or listed['derived_name'] or 'no name'})"
-            logger.warning("insight_results: insight %s is left as it is, the others go on. %s", name, fault)
-        elif isinstance(answer, ApiError) or not is_computed(answer):
+            logger.warning("insight_results: insight %s is left as it is, the others go on. %s", name, reason)
+        elif not is_computed(insight):
             tally.not_computed += 1
         else:
-            tally.computed_at += [parse_instant(at)] if (at := str(answer.get("last_refresh") or "")) else []
-            yield answer
+            tally.add(insight)
+            yield insight
 
 
 def _iter_answers(
     client: Client, wanted: Iterable[Item], config: ResultsSettings, *, depth: int
-) -> Iterator[tuple[Item, Item | ApiError]]:
-    """Each insight as it was listed, with what PostHog answers: the insight, or a refusal of its own."""
+) -> Iterator[tuple[Item, tuple[Item, ApiError | None]]]:
+    """Each insight as it was listed, with what PostHog answers: the insight, or nothing and why."""
     params = {"refresh": config.refresh}
     computes = config.refresh != "force_cache"
 
-    def fetch(listed: Item) -> Item | ApiError:
+    def fetch(listed: Item) -> tuple[Item, ApiError | None]:
+        path = f"insights/{listed['id']}/"
         try:
-            return client.get(f"insights/{listed['id']}/", params, rate="clickhouse", is_heavy=computes)
+            return client.get(path, params, rate="clickhouse", is_heavy=computes), None
         except OWN_FAULTS as error:
-            return error
+            return {}, error
 
     scope = client.cancel_scope()
     return ordered_prefetch(scope.bind(fetch), wanted, depth=depth, cancel=scope.cancel)

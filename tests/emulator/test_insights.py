@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from posthog_emulator.insight_queries import walk
+from posthog_emulator.insight_results import Result
 from tests.emulator.asking import add_events
 from tests.emulator.conftest import Project, Server
 
@@ -270,6 +271,14 @@ def test_a_result_is_computed_when_asked_and_remembered(project: Project) -> Non
     basic = project.get("insights/", order="id", basic="true").json()["results"][0]
     assert "result" not in basic
     assert basic["last_refresh"] == listed["last_refresh"]
+
+
+def test_a_result_grows_stale_unless_its_time_was_over() -> None:
+    hour = timedelta(hours=1)
+    for tells_until, is_stale in ((None, True), (DAY + hour, True), (DAY - hour, False)):
+        result = Result(b"{}", DAY, DAY + 6 * hour, tells_until)
+        assert not result.is_stale(DAY + 5 * hour)
+        assert result.is_stale(DAY + 7 * hour) is is_stale
 
 
 @pytest.mark.parametrize(
