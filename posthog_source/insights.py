@@ -45,7 +45,7 @@ def is_wanted(insight: Item, settings: ResultsSettings) -> bool:
             or not dashboards.isdisjoint(settings.dashboards)
             or insight["short_id"] in settings.short_ids
         )
-    # As PostHog's own filter `saved=true`: what is on a dashboard counts as saved.
+    # What was made on a dashboard need not be marked as saved.
     return bool(insight["saved"] or dashboards)
 
 
@@ -251,13 +251,13 @@ def _items(insight: Item) -> list[Mapping[str, Any]]:
 def _series(item: Mapping[str, Any], position: int) -> Row:
     """What the numbers of one series share.
 
-    Places in a result follow the numbers; those in the definition stay, so they are the key: `action.order`,
-    and of formulas, which have no action, `order`.
+    Places in a result follow the numbers; those in the definition stay, so they are the key: `order`, which
+    formulas have, else `action.order`.
     """
     action = item.get("action") or {}
     return {
         "series_index": next(
-            (order for order in (action.get("order"), item.get("order")) if order is not None), position
+            (order for order in (item.get("order"), action.get("order")) if order is not None), position
         ),
         "series_label": item.get("label"),
         "breakdown": _breakdown(item),

@@ -61,9 +61,10 @@ def test_a_trend_is_a_row_a_day_under_its_place_in_the_definition() -> None:
     assert [(row["breakdown"], row["compare"]) for row in found[2:]] == [('["Chrome",3]', "previous")] * 2
 
 
-def test_a_formula_has_no_action_and_a_total_has_no_days() -> None:
-    formula = trend_item(action=None, order=2, label="A / B")
-    assert read(answer("TrendsQuery", [formula]), "series_index", "value") == [(2, 1), (2, 2)]
+def test_a_formula_has_an_order_of_its_own_and_a_total_has_no_days() -> None:
+    for action in (None, {"order": 0}):
+        formula = trend_item(action=action, order=2, label="A / B")
+        assert read(answer("TrendsQuery", [formula]), "series_index", "value") == [(2, 1), (2, 2)]
     plain = trend_item(action=None)
     assert read(answer("TrendsQuery", [plain, plain]), "series_index")[::2] == [(0,), (1,)]
     total = trend_item(data=[], days=[], count=0, aggregated_value=5)
