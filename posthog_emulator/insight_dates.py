@@ -94,16 +94,13 @@ class Dates:
         return replace(self, start=start, end=start + length)
 
 
-def read_dates(
-    query: Mapping[str, Any], zone: ZoneInfo, now: datetime, *, first_event: datetime | None = None
-) -> Dates:
+def read_dates(query: Mapping[str, Any], zone: ZoneInfo, now: datetime) -> Dates:
     """The dates of an insight query.
 
     Args:
         query: Its `dateRange` and `interval`.
         zone: The project's.
         now: The server's clock.
-        first_event: Where everything begins, for `all`.
     """
     local = now.astimezone(zone)
     if query.get("kind") == "RetentionQuery":
@@ -115,8 +112,7 @@ def read_dates(
     if given.get("explicitDate"):
         raise ApiError(400, "posthog_emulator does not compute explicit dates.")
     text = str(given.get("date_from") or "-7d")
-    begin = (first_event or now).astimezone(zone)
-    start = floor(begin, "day") if text == "all" else _read(text, local)
+    start = _read(text, local)
     relative = _RELATIVE.fullmatch(text)
     days = int(relative[1]) if relative and relative[2] == "d" and not given.get("date_to") else None
     return Dates(start, _end(given.get("date_to"), local, interval), interval, days)

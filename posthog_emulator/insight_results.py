@@ -122,7 +122,7 @@ class InsightResults:
         if query.get("kind") == "HogQLQuery":
             members, stale_after, end = self._hogql(query, project), STALE_AFTER["minute"], None
         else:
-            dates = read_dates(query, project.zone, now, first_event=self._first_event(project))
+            dates = read_dates(query, project.zone, now)
             members = compute(query, dates, lambda text: self._rows(text, project))
             stale_after, end = STALE_AFTER[dates.interval], dates.end
         result = Result(orjson.dumps(members), now, now + stale_after, end)
@@ -147,10 +147,6 @@ class InsightResults:
         except Exception as error:
             raise to_api_error(error) from error
         return rows
-
-    def _first_event(self, project: Project) -> datetime:
-        rows = self._rows("SELECT toString(min(timestamp)) FROM events", project)
-        return datetime.fromisoformat(rows[0][0]).replace(tzinfo=project.zone)
 
 
 def _definition(insight: Mapping[str, Any]) -> Mapping[str, Any] | None:

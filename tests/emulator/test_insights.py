@@ -290,6 +290,7 @@ def test_a_result_grows_stale_unless_its_time_was_over() -> None:
         ({"trendsFilter": {"formula": "A / 2"}}, f"{REFUSED} formula of trendsFilter"),
         ({"breakdownFilter": {"breakdown": 1, "breakdown_type": "cohort"}}, f"{REFUSED} breakdowns"),
         ({"dateRange": {"date_from": "yesterday"}}, "does not understand the date 'yesterday'"),
+        ({"dateRange": {"date_from": "all"}}, "does not understand the date 'all'"),
         ({"interval": "minute"}, f"{REFUSED} intervals of a 'minute'"),
     ],
 )
