@@ -6,6 +6,7 @@ PostHog has nothing like it; it takes no key and the server listens on loopback 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -72,6 +73,7 @@ class Control:
             ("DELETE", f"{project}/cohorts/{{cohort_id:int}}", self._delete_cohort),
             ("POST", f"{project}/insights", self._append_insights),
             ("POST", f"{project}/group_types", self._set_group_types),
+            ("PATCH", "/_emulator/clock", self._set_clock),
             ("POST", "/_emulator/sql", self._sql),
             ("POST", "/_emulator/optimize", self._optimize),
             ("POST", f"{project}/faults", self._add_faults),
@@ -193,6 +195,14 @@ class Control:
         for item in body["items"]:
             group_types.set_group_type(project, item)
         return json_response({"group_types": project.group_types}, status=201)
+
+    async def _set_clock(self, request: Request) -> Response:
+        given = (await _json(request, {"now"})).get("now")
+        try:
+            self._state.set_clock(_instant(given) if given is not None else None)
+        except (TypeError, ValueError) as error:
+            raise ApiError(400, "now is an ISO time, or null for the real one.", attr="now") from error
+        return json_response({"now": self._state.now().isoformat()})
 
     async def _sql(self, request: Request) -> Response:
         body = await _json(request, {"sql"})
@@ -332,6 +342,11 @@ async def _json(request: Request, known: set[str] | None) -> dict[str, Any]:
     if unknown:
         raise ApiError(400, f"Unknown members: {', '.join(unknown)}.")
     return body
+
+
+def _instant(text: str) -> datetime:
+    at = datetime.fromisoformat(text)
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def _with_clear_errors(

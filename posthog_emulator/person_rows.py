@@ -141,8 +141,10 @@ def insert_links(clickhouse: ClickHouse, team_id: int, links: Mapping[str, Link]
     clickhouse.insert("person_distinct_id_overrides", _link_rows(team_id, moved))
 
 
-def insert_groups(clickhouse: ClickHouse, team_id: int, groups: Mapping[tuple[int, str], Group]) -> None:
-    """Write each group as it stands now."""
+def insert_groups(
+    clickhouse: ClickHouse, team_id: int, groups: Mapping[tuple[int, str], Group], *, at: datetime | None
+) -> None:
+    """Write each group as it stands at that time, by default now."""
     table = {
         "group_type_index": pa.array([index for index, _ in groups], pa.uint8()),
         "group_key": pa.array([key for _, key in groups], pa.string()),
@@ -151,6 +153,7 @@ def insert_groups(clickhouse: ClickHouse, team_id: int, groups: Mapping[tuple[in
         "group_properties": pa.array(
             [orjson.dumps(one.properties).decode() for one in groups.values()], pa.string()
         ),
+        "_timestamp": pa.array([at] * len(groups), pa.timestamp("s", tz="UTC")),
     }
     clickhouse.insert("groups", pa.table(table))
 

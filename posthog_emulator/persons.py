@@ -94,7 +94,7 @@ class Persons:
         with book.lock:
             if book.must_load:
                 self._load(project, book, {one for event in events for one in _ids_of(event)})
-            changes = _Changes()
+            changes = _Changes(at=events[-1].created_at if events else None)
             for event in events:
                 _process(project, book, changes, event)
             self._write(project, book, changes)
@@ -172,7 +172,7 @@ class Persons:
             insert_links(self._clickhouse, project.id, moved)
         if changes.groups:
             groups = {one: book.groups[one] for one in sorted(changes.groups)}
-            insert_groups(self._clickhouse, project.id, groups)
+            insert_groups(self._clickhouse, project.id, groups, at=changes.at)
 
 
 def person_uuid(team_id: int, distinct_id: str) -> str:
@@ -202,8 +202,9 @@ class _Book:
 
 @dataclass
 class _Changes:
-    """What one batch is to write; `touched` are people with the properties they had before it."""
+    """What one batch is to write, and when; `touched` are people with the properties they had before it."""
 
+    at: datetime | None = None
     persons: dict[str, Person] = field(default_factory=dict)
     distinct_ids: set[str] = field(default_factory=set)
     groups: set[tuple[int, str]] = field(default_factory=set)

@@ -7,7 +7,7 @@ pages (`pagination`, `rest`), how dlt is told (`destination`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -37,19 +37,20 @@ def build_resources(
     events: EventsSettings,
     people: PeopleSettings,
     results: ResultsSettings,
+    clock: Callable[[], datetime] = utc_now,
 ) -> list[DltResource]:
     """All tables of the catalogue as dlt resources, in its order; those on request are not selected."""
     return [
-        build_events(client, settings, events),
-        *build_people(client, settings, events=events, people=people, clock=utc_now),
-        build_changing(client, settings, GROUPS, people, clock=utc_now),
+        build_events(client, settings, events, clock=clock),
+        *build_people(client, settings, events=events, people=people, clock=clock),
+        build_changing(client, settings, GROUPS, people, clock=clock),
         _listing(client, settings, GROUP_TYPES),
-        build_changing(client, settings, SESSIONS, people, clock=utc_now),
-        build_changing(client, settings, SESSION_REPLAYS, people, clock=utc_now),
+        build_changing(client, settings, SESSIONS, people, clock=clock),
+        build_changing(client, settings, SESSION_REPLAYS, people, clock=clock),
         _listing(client, settings, COHORTS),
-        build_membership(client, settings, people, clock=utc_now),
+        build_membership(client, settings, people, clock=clock),
         _changes(client, settings, INSIGHTS),
-        build_results(client, settings, results),
+        build_results(client, settings, results, clock=clock),
     ]
 
 

@@ -8,13 +8,12 @@ where `refresh` says so. Not here: what a result means (`insights`), how dlt is 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import dlt
-import pyarrow as pa
 from dlt.sources import DltResource
 
 from posthog_source.arrow import items_to_table, parse_instant, stamp
@@ -57,7 +56,9 @@ MOST_SERVER_ERRORS = 3
 logger = logging.getLogger("posthog_source")
 
 
-def build_results(client: Client, settings: Settings, config: ResultsSettings) -> DltResource:
+def build_results(
+    client: Client, settings: Settings, config: ResultsSettings, *, clock: Callable[[], datetime]
+) -> DltResource:
     """The results as a dlt resource, which is not selected: each insight costs a request."""
 
     def insight_results() -> Iterator[Any]:
@@ -69,7 +70,11 @@ def build_results(client: Client, settings: Settings, config: ResultsSettings) -
             yield from target.merge_beside(INSIGHT_RESULT_DOCUMENTS, (), disposition)
             yield target.begin(INSIGHT_RESULTS, disposition)
             for insight in _iter_computed(own, wanted, config, tally, depth=settings.look_ahead):
-                yield _beside(_document(insight, settings))
+                document = items_to_table(
+                    [document_of(insight)], INSIGHT_RESULT_DOCUMENTS, project_id=settings.project_id
+                )
+                document = stamp(document, synced_at=clock())
+                yield dlt.mark.with_table_name(document, INSIGHT_RESULT_DOCUMENTS.name)
                 rows = items_to_table(_rows(insight), INSIGHT_RESULTS, project_id=settings.project_id)
                 tally.rows += rows.num_rows
                 yield rows
@@ -184,12 +189,3 @@ def _rows(insight: Item) -> list[Row]:
     except UnexpectedAnswerError as error:
         logger.warning("%s", error)
         return []
-
-
-def _document(insight: Item, settings: Settings) -> pa.Table:
-    row = items_to_table([document_of(insight)], INSIGHT_RESULT_DOCUMENTS, project_id=settings.project_id)
-    return stamp(row, synced_at=datetime.now(UTC))
-
-
-def _beside(page: pa.Table) -> Any:
-    return dlt.mark.with_table_name(page, INSIGHT_RESULT_DOCUMENTS.name)

@@ -7,6 +7,8 @@ import pytest
 
 from tests.emulator.conftest import Project, Server, bearer
 
+GROUP = {"$group_type": "company", "$group_key": "acme", "$group_set": {"n": 1}}
+
 
 def test_projects_do_not_see_each_other(server: Server) -> None:
     first, second = server.project(name="first"), server.project(name="second", timezone="Asia/Tokyo")
@@ -136,3 +138,17 @@ def test_bytes_are_counted_on_the_wire(project: Project) -> None:
     assert plain.json()["results"] == zipped.json()["results"]
     first, second = (entry["bytes_sent"] for entry in project.requests())
     assert first == int(zipped.headers["Content-Length"]) < second == len(plain.content)
+
+
+def test_the_servers_clock_may_be_put_back_and_goes_on_from_there(server: Server, project: Project) -> None:
+    server.control("PATCH", "clock", now="2026-01-02T03:04:05")
+    project.capture({"event": "$groupidentify", "distinct_id": "x", "properties": GROUP})
+    told = server.control("PATCH", "clock", now=None)["now"]
+    project.capture({"event": "now", "distinct_id": "x"})
+
+    then, now = (row[0] for row in project.events("toString(created_at)"))
+    assert then.startswith("2026-01-02 03:04:")
+    assert now[:10] == told[:10] > "2026-01-02"
+    ((changed_at,),) = server.sql(f"SELECT toString(_timestamp) FROM groups WHERE team_id = {project.id}")
+    assert changed_at.startswith("2026-01-02 03:04:")
+    assert server.http.patch("/_emulator/clock", json={"now": "noon"}).status_code == 400

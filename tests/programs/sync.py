@@ -9,16 +9,22 @@ from __future__ import annotations
 import multiprocessing
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import dlt
 from dlt.common.runtime.collector_base import Collector
+from dlt.extract import DltSource
+from dlt.sources import DltResource
 
-from posthog_source import run_backfill, run_sync
+from posthog_source import posthog_source, run_backfill, run_sync
+from posthog_source.client import Client
+from posthog_source.config import EventsSettings, PeopleSettings, ResultsSettings, build_settings
+from posthog_source.resources import build_resources
 
 Step = Literal["extract", "normalize", "load", "between"]
 STEPS: tuple[Step, ...] = get_args(Step)
@@ -41,6 +47,7 @@ class Job:
         rows_per_commit: As `run_sync`.
         tables: Of a sync.
         backfill: Further arguments of `run_backfill`; None for a sync.
+        now: What the clock says; None for the real one.
     """
 
     folder: Path
@@ -48,6 +55,7 @@ class Job:
     rows_per_commit: int
     tables: tuple[str, ...] = ("events",)
     backfill: Mapping[str, Any] | None = None
+    now: datetime | None = None
 
     @property
     def warehouse(self) -> Path:
@@ -130,6 +138,32 @@ class Process:
         return True
 
 
+def source_at(now: datetime) -> Callable[..., DltSource]:
+    """`posthog_source` as if it were then."""
+
+    def source(
+        events: EventsSettings = EventsSettings(),  # noqa: B008 - frozen
+        people: PeopleSettings = PeopleSettings(),  # noqa: B008
+        **given: Any,
+    ) -> DltSource:
+        settings = build_settings(**given)
+
+        @dlt.source(name="posthog", section="posthog", schema_contract={"data_type": "freeze"})
+        def posthog() -> Iterable[DltResource]:
+            return build_resources(
+                Client(settings),
+                settings,
+                events=events,
+                people=people,
+                results=ResultsSettings(),
+                clock=lambda: now,
+            )
+
+        return posthog()
+
+    return source
+
+
 class _Teller(Collector):
     """Tells of a pipeline's steps as they begin; `between` is what follows a load."""
 
@@ -164,7 +198,9 @@ def _run(job: Job, mouth: Connection) -> None:
         )
         arguments = {"rows_per_commit": job.rows_per_commit, **job.source}
         if job.backfill is None:
-            run_sync(pipeline, tables=job.tables, **arguments)
+            run_sync(
+                pipeline, source_at(job.now) if job.now else posthog_source, tables=job.tables, **arguments
+            )
         else:
             run_backfill(pipeline, **job.backfill, **arguments)
     except BaseException as error:
