@@ -533,7 +533,7 @@ TABLES: tuple[Table, ...] = (
 """Everything that is exported unless told otherwise, in the order in which it is."""
 
 ON_REQUEST: tuple[Table, ...] = (INSIGHT_RESULTS,)
-"""What is exported only where it is asked for by name, since it costs a request a row."""
+"""What is exported only where it is asked for by name, since it costs a request an insight."""
 
 
 def events_table(config: EventsSettings) -> HogqlTable:

@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any
 
 import dlt
+import pyarrow as pa
 from dlt.sources import DltResource
 
 from posthog_source.arrow import items_to_table, parse_instant, stamp
@@ -32,7 +33,6 @@ from posthog_source.errors import (
 )
 from posthog_source.insights import (
     Item,
-    Row,
     document_of,
     error_of,
     is_computed,
@@ -75,7 +75,7 @@ def build_results(
                 )
                 document = stamp(document, synced_at=clock())
                 yield dlt.mark.with_table_name(document, INSIGHT_RESULT_DOCUMENTS.name)
-                rows = items_to_table(_rows(insight), INSIGHT_RESULTS, project_id=settings.project_id)
+                rows = _rows(insight, settings.project_id)
                 tally.rows += rows.num_rows
                 yield rows
             tally.tell()
@@ -174,7 +174,7 @@ def _iter_answers(
     return ordered_prefetch(scope.bind(fetch), wanted, depth=depth, cancel=scope.cancel)
 
 
-def _rows(insight: Item) -> list[Row]:
+def _rows(insight: Item, project_id: int) -> pa.Table:
     """The numbers of an insight, as far as they can be told."""
     kind = kind_of(insight)
     if not is_known(kind):
@@ -185,7 +185,7 @@ def _rows(insight: Item) -> list[Row]:
             INSIGHT_RESULT_DOCUMENTS.name,
         )
     try:
-        return rows_of(insight)
+        return items_to_table(rows_of(insight), INSIGHT_RESULTS, project_id=project_id)
     except UnexpectedAnswerError as error:
-        logger.warning("%s", error)
-        return []
+        logger.warning("insight_results: no rows are made of insight %s. %s", insight.get("short_id"), error)
+        return items_to_table([], INSIGHT_RESULTS, project_id=project_id)

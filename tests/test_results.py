@@ -366,6 +366,17 @@ def test_an_unknown_kind_gives_its_document(
     assert "insight web1 is a WebOverviewQuery, of which no rows are made" in caplog.text
 
 
+def test_a_number_that_is_none_stops_no_other(
+    small: Project, warehouse: Warehouse, caplog: pytest.LogCaptureFixture
+) -> None:
+    strange, fine = save(small, trend("visit")), save(small, trend("buy"))
+    body = {**answer("TrendsQuery", [trend_item(data=["many", 2])]), "id": strange}
+    small.faults(f"insights/{strange}", {"status": 200, "body": body})
+    load(warehouse, small)
+    assert warehouse.query("SELECT DISTINCT insight_id FROM insight_results") == [(fine,)]
+    assert "insight_results.value: PostHog answered a value that is no double" in caplog.text
+
+
 def test_by_default_posthog_computes_nothing_and_a_result_says_how_old_it_is(
     small: Project, warehouse: Warehouse, caplog: pytest.LogCaptureFixture
 ) -> None:
