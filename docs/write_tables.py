@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from posthog_source.catalog import TABLE_GROUPS, TABLES
+from posthog_source.catalog import INSIGHT_RESULT_DOCUMENTS, ON_REQUEST, TABLE_GROUPS, TABLES
 from posthog_source.tables import HogqlTable, RestTable, Table
 
 PATH = Path(__file__).with_name("tables.md")
+
+ALL = (*TABLES, *ON_REQUEST, INSIGHT_RESULT_DOCUMENTS)
 
 KEPT_UP = {
     "window": "windows of time, replaced",
@@ -29,9 +31,9 @@ def written() -> str:
         "",
         "| table | a row | kept up by | key | scope |",
         "| --- | --- | --- | --- | --- |",
-        *(_summary(table) for table in TABLES),
+        *(_summary(table) for table in ALL),
     ]
-    return "\n".join([*lines, *(line for table in TABLES for line in _section(table))]) + "\n"
+    return "\n".join([*lines, *(line for table in ALL for line in _section(table))]) + "\n"
 
 
 def _summary(table: Table) -> str:

@@ -188,7 +188,8 @@ class Control:
         project = self._project(request)
         body = await _json(request, {"items"})
         made = [definitions.insight(self._state, item) for item in body["items"]]
-        project.insights.extend(made)
+        replaced = {item["id"] for item in made}
+        project.insights = [one for one in project.insights if one["id"] not in replaced] + made
         return json_response({"ids": [item["id"] for item in made]}, status=201)
 
     async def _append_definitions(self, request: Request) -> Response:

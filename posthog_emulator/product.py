@@ -295,4 +295,19 @@ _INSIGHTS: tuple[tuple[str, dict[str, Any]], ...] = (
         "Events by name",
         _sql_node("SELECT event, count() FROM events GROUP BY event ORDER BY count() DESC LIMIT 50"),
     ),
+    (
+        "People this week against the last",
+        _trend("$pageview", dateRange={"date_from": "-7d"}, compareFilter={"compare": True}),
+    ),
+    (
+        "Stickiness of documents",
+        _insight_node(
+            {
+                "kind": "StickinessQuery",
+                "series": _series("document viewed"),
+                "interval": "day",
+                "dateRange": {"date_from": "-30d"},
+            }
+        ),
+    ),
 )

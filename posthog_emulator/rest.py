@@ -1,6 +1,6 @@
 """The REST lists around the query endpoint: projects, users, organizations, cohorts, insights and persons.
 
-Each keeps the paging, order and filter quirks that PostHog's has; insight results are never computed here.
+Each keeps the paging, order and filter quirks that PostHog's has. Results of insights are `insight_results`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from posthog_emulator.auth import Gate
 from posthog_emulator.clickhouse import ClickHouse
 from posthog_emulator.envelope import ApiError, json_response
 from posthog_emulator.hogql import literals
+from posthog_emulator.insight_results import InsightResults
 from posthog_emulator.paging import limit_and_offset, link, page_of
 from posthog_emulator.state import Project, State
 
@@ -37,6 +38,17 @@ INSIGHT_RESULT_FIELDS = (
     "effective_restriction_level",
     "effective_privilege_level",
 )
+_NO_RESULT: Mapping[str, Any] = {
+    "result": None,
+    "hasMore": None,
+    "columns": None,
+    "is_cached": False,
+    "query_status": None,
+    "hogql": None,
+    "types": None,
+    "resolved_date_range": None,
+    "alerts": [],
+}
 COHORT_HEAVY_FIELDS = ("filters", "query", "groups")
 
 _RELATIVE_DATE = re.compile(r"^-?(\d+)([hdwmqy])$")
@@ -50,6 +62,7 @@ class Rest:
         self._clickhouse = clickhouse
         self._state = state
         self._gate = gate
+        self._results = InsightResults(clickhouse, state)
         self._shuffles = 0
 
     def routes(self) -> list[Route]:
@@ -234,16 +247,28 @@ class Rest:
             if all(test(one) for test in _insight_tests(query, project))
         ]
         found = _ordered(found, query.get("order"), self._shuffle)
-        return page_of(
-            request, [_insight_item(one, project, basic=query.get("basic") == "true") for one in found]
-        )
+        limit, offset = limit_and_offset(request)
+        items = [self._basic_item(one, project) for one in found]
+        if query.get("basic") != "true":
+            shown = slice(offset, offset + limit)
+            items[shown] = [await self._full_item(one, request) for one in found[shown]]
+        return page_of(request, items)
 
     async def _insight(self, request: Request) -> Response:
         project: Project = request.state.project
         wanted = request.path_params["insight_id"]
         found = next((one for one in project.insights if one["short_id"] == wanted), None)
         insight = found if found and not found["deleted"] else _find(project.insights, wanted)
-        return json_response(_insight_item(insight, project, basic=False))
+        return json_response(await self._full_item(insight, request))
+
+    def _basic_item(self, insight: dict[str, Any], project: Project) -> dict[str, Any]:
+        known = {"last_refresh": self._results.last_refresh(insight, project) or insight["last_refresh"]}
+        return _without(insight, INSIGHT_RESULT_FIELDS) | known
+
+    async def _full_item(self, insight: dict[str, Any], request: Request) -> dict[str, Any]:
+        project, refresh = request.state.project, request.query_params.get("refresh")
+        result = await run_in_threadpool(self._results.answer, insight, project, refresh)
+        return {**_NO_RESULT, "timezone": project.timezone} | insight | result
 
     def _shuffle(self, items: list[dict[str, Any]]) -> None:
         """Another order each time, as Postgres may give equal keys in any."""
@@ -354,23 +379,6 @@ def _date_test(field: str, bound: datetime, sign: int) -> Callable[[dict[str, An
         return value > bound if sign > 0 else value < bound
 
     return strictly_beyond
-
-
-def _insight_item(insight: dict[str, Any], project: Project, *, basic: bool) -> dict[str, Any]:
-    if basic:
-        return _without(insight, INSIGHT_RESULT_FIELDS)
-    return {
-        "result": None,
-        "hasMore": None,
-        "columns": None,
-        "timezone": project.timezone,
-        "is_cached": False,
-        "query_status": None,
-        "hogql": None,
-        "types": None,
-        "resolved_date_range": None,
-        "alerts": [],
-    } | insight
 
 
 def _person_item(row: list[Any], distinct_ids: list[str], max_distinct_ids: int | None) -> dict[str, Any]:

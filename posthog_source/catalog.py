@@ -393,6 +393,87 @@ COHORTS = RestTable(
     rate_class="default",
 )
 
+INSIGHT_RESULTS = Table(
+    name="insight_results",
+    description="One row per number that a saved insight shows, as last computed for its date.",
+    columns=(
+        PROJECT_ID,
+        Column("insight_id", "bigint", "The insight's number", is_required=True),
+        Column("short_id", "text", "As in its address"),
+        Column("kind", "text", "Kind of query, such as TrendsQuery", is_required=True),
+        Column("series_index", "bigint", "Which of the insight's series, from 0", is_required=True),
+        Column("series_label", "text", "The series as PostHog calls it"),
+        Column(
+            "breakdown",
+            "text",
+            "Value that the series is broken down by, several as a JSON list; of paths, from where to where; "
+            "empty without one",
+            is_required=True,
+        ),
+        Column("compare", "text", "current or previous; empty where nothing is compared", is_required=True),
+        Column(
+            "measure",
+            "text",
+            "What the value is: value, count, conversion_rate (percent), average_conversion_time and "
+            "median_conversion_time (seconds; of paths, milliseconds), aggregation_value, row, or a "
+            "lifecycle's new, returning, resurrecting and dormant",
+            is_required=True,
+        ),
+        Column(
+            "step",
+            "bigint",
+            "Of funnels and paths the step, of retention the intervals since, of stickiness the intervals "
+            "active, of time to convert the least seconds, of HogQL the row; 1 for the second of two "
+            "dates that are called the same; else 0",
+            is_required=True,
+        ),
+        Column("step_label", "text", "The step as PostHog calls it"),
+        Column(
+            "date",
+            "text",
+            "Beginning of the interval in the project's time; of a result without dates, the day it was "
+            "computed",
+            is_required=True,
+        ),
+        Column("interval", "text", "Length of an interval, such as day; null for a result without dates"),
+        Column("value", "double", "The number; null where PostHog has none"),
+        Column("row_values", "json", "Of HogQL: the row, by column"),
+        Column("computed_at", "timestamp", "When PostHog computed it"),
+        Column("is_cached", "bool", "Whether PostHog had computed it before it was asked"),
+    ),
+    primary_key=(
+        *("project_id", "insight_id", "series_index", "breakdown", "compare", "measure", "step", "date"),
+    ),
+    disposition="merge",
+    scopes=("insight:read",),
+)
+
+# Not a column of insight_results, which would repeat up to megabytes with each number.
+INSIGHT_RESULT_DOCUMENTS = Table(
+    name="insight_result_documents",
+    description="One row per saved insight: its last result as PostHog answered it.",
+    columns=(
+        PROJECT_ID,
+        Column("insight_id", "bigint", "The insight's number", is_required=True),
+        Column("short_id", "text", "As in its address"),
+        Column("name", "text", "Name"),
+        Column("kind", "text", "Kind of query, such as TrendsQuery", is_required=True),
+        Column("query", "json", "The definition that was computed"),
+        Column("result", "json", "The result"),
+        Column("columns", "json", "Of HogQL: names of the columns"),
+        Column("types", "json", "Of HogQL: their names and ClickHouse types"),
+        Column("has_more", "bool", "Whether PostHog left some of it out", field="hasMore"),
+        Column("resolved_date_range", "json", "First and last instant that it tells of"),
+        Column("timezone", "text", "The project's timezone, in which its dates are"),
+        Column("computed_at", "timestamp", "When PostHog computed it"),
+        Column("is_cached", "bool", "Whether PostHog had computed it before it was asked"),
+        SYNCED_AT,
+    ),
+    primary_key=("project_id", "insight_id"),
+    disposition="merge",
+    scopes=("insight:read",),
+)
+
 TABLES: tuple[Table, ...] = (
     EVENTS,
     PERSONS,
@@ -405,12 +486,16 @@ TABLES: tuple[Table, ...] = (
     COHORT_PEOPLE,
     *DEFINITIONS,
 )
-"""Everything that can be exported, in the order in which it is."""
+"""Everything that is exported unless told otherwise, in the order in which it is."""
+
+ON_REQUEST: tuple[Table, ...] = (INSIGHT_RESULTS,)
+"""What is exported only where it is asked for by name, since it costs a request an insight."""
 
 TABLE_GROUPS: Mapping[str, tuple[str, ...]] = {
     "events": (EVENTS.name,),
     "people": tuple(t.name for t in TABLES if t is not EVENTS and t not in DEFINITIONS),
     "definitions": tuple(table.name for table in DEFINITIONS),
+    "results": tuple(table.name for table in ON_REQUEST),
 }
 """Names for several tables at once."""
 
@@ -419,18 +504,19 @@ def choose_tables(written: object) -> tuple[Set[str], Set[str]]:
     """The tables that a person wants, and those of them that are called by their own names.
 
     Args:
-        written: Names of tables and of groups of them, as a list or with commas between; None for all.
+        written: Names of tables and of groups of them, as a list or with commas between; None for all,
+            of which those on request stay unselected.
 
     Raises:
         SettingsError: A name that neither a table nor a group has.
     """
+    known = {table.name for table in (*TABLES, *ON_REQUEST)}
     if written is None:
-        return {table.name for table in TABLES}, set()
+        return known, set()
     texts = written.split(",") if isinstance(written, str) else written
     if not isinstance(texts, Iterable):
         texts = [texts]
     names = [str(text).strip() for text in texts]
-    known = {table.name for table in TABLES}
     if unknown := [name for name in names if name not in known | TABLE_GROUPS.keys()]:
         raise SettingsError(
             f"sources.posthog.tables names {', '.join(unknown) or 'nothing'}; there are the groups "

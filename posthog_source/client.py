@@ -262,10 +262,18 @@ class Client:
         return self._ask(request, await_answer, patience)
 
     def get(
-        self, path: str, params: Mapping[str, str] | None = None, *, rate: RateClass = "default"
+        self,
+        path: str,
+        params: Mapping[str, str] | None = None,
+        *,
+        rate: RateClass = "default",
+        is_heavy: bool = False,
     ) -> dict[str, object]:
-        """One JSON object from `/api/projects/:id/{path}`. Raises as `query`."""
-        return self._get(path, params, rate, _read_object)
+        """One JSON object from `/api/projects/:id/{path}`. Raises as `query`.
+
+        Where PostHog has to compute it (`is_heavy`) and gives up, it is not asked again.
+        """
+        return self._get(path, params, rate, _read_object, is_heavy=is_heavy)
 
     def list(
         self,
@@ -303,10 +311,12 @@ class Client:
         rate: RateClass,
         read: Callable[[Body], dict[str, object]],
         parent: str = "projects",
+        *,
+        is_heavy: bool = False,
     ) -> dict[str, object]:
         query_string = str(httpx.QueryParams(params)) if params else ""
         target = self._path(path, parent) + (f"?{query_string}" if query_string else "")
-        request = _Request("GET", target, rate)
+        request = _Request("GET", target, rate, is_heavy=is_heavy)
         return self._ask(request, lambda answer, _: read(_accept(answer, request)))
 
     def _path(self, path: str, parent: str = "projects") -> str:

@@ -30,6 +30,7 @@ WriteMode = Literal["window", "upsert", "append"]
 JsonColumns = Literal["auto", "json", "text"]
 PersonId = Literal["ingested", "current"]
 Deletes = Literal["soft", "hard", "ignore"]
+Refresh = Literal["force_cache", "blocking", "force_blocking"]
 PromotedKind = Literal["text", "double", "bigint", "bool", "timestamp"]
 
 HOGQL_PIECES = re.compile(
@@ -132,7 +133,32 @@ class TableSettings:
         _require(1 <= self.page_rows <= MAX_PAGE_ROWS, "page_rows", f"from 1 to {MAX_PAGE_ROWS}")
 
 
-TableKind = TypeVar("TableKind", bound=TableSettings)
+@dataclass(frozen=True, kw_only=True)
+class ResultsSettings:
+    """What only the results of insights need.
+
+    An insight with one of the tags, on one of the dashboards or with one of the short ids is read; without
+    any of the three, every saved one.
+
+    Attributes:
+        tags: Tags of insights. Sorted.
+        dashboards: Numbers of the dashboards that show them. Sorted.
+        short_ids: As in the insights' addresses. Sorted.
+        refresh: ``force_cache`` takes what PostHog has computed before, however old, and never makes it
+            compute; ``blocking`` has it compute what it holds for stale, which a range that was over when it
+            was computed never is (posthog/caching/utils.py); ``force_blocking`` has it compute everything.
+    """
+
+    tags: tuple[str, ...] = ()
+    dashboards: tuple[int, ...] = ()
+    short_ids: tuple[str, ...] = ()
+    refresh: Refresh = "force_cache"
+
+    def __post_init__(self) -> None:
+        _require_choice(self.refresh, Refresh, "results.refresh")
+
+
+TableKind = TypeVar("TableKind", bound=TableSettings | ResultsSettings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,7 +345,7 @@ def build_table_settings(kind: type[TableKind], section: str, values: Mapping[st
     """Checks what a person wrote in a table's section.
 
     Args:
-        kind: `EventsSettings` or `TableSettings`.
+        kind: `EventsSettings`, `PeopleSettings` or `ResultsSettings`.
         section: Below ``[sources.posthog.…]``, for messages.
         values: As toml, the environment or Python gave them: numbers and lists may be text.
 
@@ -329,6 +355,9 @@ def build_table_settings(kind: type[TableKind], section: str, values: Mapping[st
     readers: Mapping[str, Callable[[object, str], Any]] = {
         "event_names": parse_names,
         "exclude_event_names": parse_names,
+        "tags": parse_names,
+        "short_ids": parse_names,
+        "dashboards": parse_numbers,
         "where": parse_condition,
         "promote": parse_promote,
     }
@@ -464,9 +493,25 @@ def parse_names(value: object, name: str) -> tuple[str, ...]:
     _require(
         is_list and all(isinstance(each, str) and each for each in names),
         name,
-        'a list of event names, such as ["sign up", "$pageview"]',
+        'a list of names, such as ["sign up", "$pageview"]',
     )
     return tuple(sorted(set(names)))
+
+
+def parse_numbers(value: object, name: str) -> tuple[int, ...]:
+    """Whole numbers without repeats, sorted: from a list or its JSON; empty means none.
+
+    Raises:
+        SettingsError: It is no list of whole numbers.
+    """
+    numbers = _from_json(value) or ()
+    is_list = isinstance(numbers, list | tuple | set | frozenset)
+    _require(
+        is_list and all(isinstance(each, int) and not isinstance(each, bool) for each in numbers),
+        name,
+        "a list of whole numbers, such as [12, 34]",
+    )
+    return tuple(sorted(set(numbers)))
 
 
 def parse_promote(value: object, name: str) -> tuple[tuple[str, PromotedKind], ...]:

@@ -26,7 +26,7 @@ from dlt.destinations.exceptions import DatabaseUndefinedRelation, DestinationCo
 from dlt.sources import DltResource
 
 from posthog_source.arrow import schema_of
-from posthog_source.catalog import TABLES
+from posthog_source.catalog import ON_REQUEST, TABLES
 from posthog_source.client import Client
 from posthog_source.config import Deletes, EventsSettings, JsonColumns, Settings, WriteMode
 from posthog_source.errors import SettingsError
@@ -342,12 +342,18 @@ class Target:
             yield self.begin(reader.table, MERGE, deletes=deletes)
         _tell(reader, counted)
 
-    def merge_beside(self, table: Table, pages: Iterable[pa.Table]) -> Iterator[Any]:
-        """Rows of a second table of the running resource, which replace those of the same key."""
+    def merge_beside(
+        self, table: Table, pages: Iterable[pa.Table], disposition: Any = MERGE
+    ) -> Iterator[Any]:
+        """Rows of a second table of the running resource, which replace those of the same key.
+
+        A table with columns that the second one lacks begins later: dlt copies what it knows of the first.
+        """
         hints = dlt.mark.make_hints(
             table_name=table.name,
-            write_disposition=MERGE,
+            write_disposition=disposition,
             primary_key=table.primary_key,
+            merge_key="",
             columns=column_hints(table, json_columns="auto", destination=self.destination),
             additional_table_hints={"description": table.description},
         )
@@ -413,7 +419,8 @@ class _TypeHintFilter(logging.Filter):
     """Drops dlt's warning, one a page, that a JSON column arrives as text: that is how JSON is loaded."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        is_ours = any(record.getMessage().startswith(f"In resource: {table.name},") for table in TABLES)
+        ours = (*TABLES, *ON_REQUEST)
+        is_ours = any(record.getMessage().startswith(f"In resource: {table.name},") for table in ours)
         return not (is_ours and record.funcName == "_compute_tables")
 
 

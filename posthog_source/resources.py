@@ -16,10 +16,10 @@ import dlt
 from dlt.extract.decorators import get_source
 from dlt.sources import DltResource
 
-from posthog_source.catalog import COHORTS, GROUP_TYPES, GROUPS, SESSION_REPLAYS, SESSIONS
+from posthog_source.catalog import COHORTS, GROUP_TYPES, GROUPS, ON_REQUEST, SESSION_REPLAYS, SESSIONS
 from posthog_source.changing import build_changing
 from posthog_source.client import Client
-from posthog_source.config import EventsSettings, PeopleSettings, Settings
+from posthog_source.config import EventsSettings, PeopleSettings, ResultsSettings, Settings
 from posthog_source.definitions import DEFINITIONS
 from posthog_source.destination import Target, build_resource, claim_state, metered
 from posthog_source.errors import AccessDeniedError, NotFoundError, QuotaSpentError
@@ -27,6 +27,7 @@ from posthog_source.events import EPOCH, build_events, utc_now
 from posthog_source.membership import build_membership
 from posthog_source.people import build_people
 from posthog_source.rest import fetch_all, iter_changed
+from posthog_source.results import build_results
 from posthog_source.tables import RestTable
 
 logger = logging.getLogger("posthog_source")
@@ -38,10 +39,14 @@ def build_resources(
     *,
     events: EventsSettings,
     people: PeopleSettings,
+    results: ResultsSettings,
     named: Collection[str] = (),
     clock: Callable[[], datetime] = utc_now,
 ) -> list[DltResource]:
-    """All tables of the catalogue as dlt resources, in its order; `named` are those asked for by name."""
+    """All tables of the catalogue as dlt resources, in its order; those on request are not selected.
+
+    `named` are those asked for by name.
+    """
     return [
         build_events(client, settings, events, clock=clock),
         *build_people(client, settings, events=events, people=people, clock=clock),
@@ -52,6 +57,7 @@ def build_resources(
         _listing(client, settings, COHORTS, named),
         build_membership(client, settings, people, clock=clock),
         *(_definition(client, settings, table, named) for table in DEFINITIONS),
+        build_results(client, settings, results, clock=clock),
     ]
 
 
@@ -114,5 +120,5 @@ def _left_out(table: RestTable, named: Collection[str]) -> Iterator[None]:
 
 def _is_chosen() -> bool:
     """Whether somebody has chosen among the running source's tables, with `with_resources`."""
-    source = get_source()
-    return len(source.selected_resources) < len(source.resources)
+    source, on_request = get_source(), {table.name for table in ON_REQUEST}
+    return not set(source.resources) - on_request <= set(source.selected_resources)

@@ -20,6 +20,7 @@ from posthog_source.client import Client
 from posthog_source.config import (
     EventsSettings,
     PeopleSettings,
+    ResultsSettings,
     TableKind,
     build_settings,
     build_table_settings,
@@ -62,6 +63,16 @@ class PeopleConfig(BaseConfiguration):
     cohort_history: Written = PeopleSettings.cohort_history
 
 
+@configspec
+class ResultsConfig(BaseConfiguration):
+    """`[sources.posthog.results]`, or the `results` argument. See `posthog_source.config.ResultsSettings`."""
+
+    tags: Written = ResultsSettings.tags
+    dashboards: Written = ResultsSettings.dashboards
+    short_ids: Written = ResultsSettings.short_ids
+    refresh: Written = ResultsSettings.refresh
+
+
 # The contract is not the resources': dlt checks theirs anew for each page, and the error of the first type
 # that it does not match lives in a cycle with the frames that hold the page (dlt 1.31).
 @dlt.source(name="posthog", section="posthog", schema_contract={"data_type": "freeze"})
@@ -74,6 +85,7 @@ def posthog_source(
     tables: Written = None,
     events: EventsConfig | None = None,
     people: PeopleConfig | None = None,
+    results: ResultsConfig | None = None,
     look_ahead: Written = None,
     query_timeout_s: Written = None,
     max_attempts: Written = None,
@@ -98,9 +110,11 @@ def posthog_source(
             stored cursor left alone.
         tables: Names of tables, or of their groups: `events`, `people`, `definitions`; all by default. A
             table named here must be readable; of the others, those that this PostHog, plan or key does not
-            have are left out with a warning.
+            have are left out with a warning. `results` is insight_results.
         events: Settings of the events table.
         people: Settings of the tables of people: persons, their distinct ids, cohort members.
+        results: Settings of insight_results, which is loaded only where it is asked for by name, since it
+            costs a request for each insight: `.with_resources("insight_results")`.
         look_ahead: Queries in flight, 2 by default. PostHog allows a team 3.
         query_timeout_s: Longest wait for one answer.
         max_attempts: Tries of a request that meets faults.
@@ -134,9 +148,13 @@ def posthog_source(
         settings,
         events=_settings(EventsSettings, "events", events or EventsConfig()),
         people=_settings(PeopleSettings, "people", people or PeopleConfig()),
+        results=_settings(ResultsSettings, "results", results or ResultsConfig()),
         named=named,
     )
-    return [resource for resource in made if resource.name in wanted]
+    chosen = [resource for resource in made if resource.name in wanted]
+    for resource in chosen if tables is not None else ():
+        resource.selected = True
+    return chosen
 
 
 def _settings(kind: type[TableKind], section: str, config: BaseConfiguration) -> TableKind:

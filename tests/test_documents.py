@@ -14,7 +14,7 @@ import pytest
 
 import posthog_source
 from posthog_source.catalog import TABLES
-from posthog_source.config import EventsSettings, PeopleSettings, Settings
+from posthog_source.config import EventsSettings, PeopleSettings, ResultsSettings, Settings
 from posthog_source.definitions import DEFINITIONS
 from posthog_source.tables import Table
 from tests.conftest import ROOT, Project, add_events, run_program
@@ -126,9 +126,14 @@ def test_the_readme_tells_every_setting_and_its_default() -> None:
             if len(settings) != len(values)
             else dict(zip(settings, values, strict=True))
         )
-    arguments = set(inspect.signature(posthog_source.posthog_source).parameters) - {"events", "people"}
+    arguments = set(inspect.signature(posthog_source.posthog_source).parameters) - {
+        "events",
+        "people",
+        "results",
+    }
     of_tables = {f"events.{name}" for name in EventsSettings.__dataclass_fields__}
     of_tables |= {f"people.{name}" for name in PeopleSettings.__dataclass_fields__}
+    of_tables |= {f"results.{name}" for name in ResultsSettings.__dataclass_fields__}
     assert set(told) == arguments | of_tables
 
     events = EventsSettings()

@@ -11,7 +11,7 @@ from dlt.sources import DltSource
 
 from posthog_source import EventsConfig, posthog_source
 from posthog_source.arrow import schema_of
-from posthog_source.catalog import EVENTS, TABLES
+from posthog_source.catalog import EVENTS, ON_REQUEST, TABLES
 from posthog_source.tables import HogqlTable, RestTable, Table
 from tests.conftest import PLAIN_EVENTS, Project, Warehouse, add_events
 
@@ -30,7 +30,9 @@ def small(project: Project) -> Project:
 
 
 def test_there_is_a_resource_for_every_table_and_no_other(project: Project) -> None:
-    assert list(source_of(project).resources) == [table.name for table in TABLES]
+    source = source_of(project)
+    assert list(source.resources) == [table.name for table in (*TABLES, *ON_REQUEST)]
+    assert list(source.selected_resources) == [table.name for table in TABLES]
 
 
 @pytest.mark.parametrize("table", BY_NAME.values(), ids=lambda table: table.name)

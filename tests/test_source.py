@@ -149,6 +149,7 @@ def test_every_shared_setting_is_an_argument_of_the_source() -> None:
         "events",
         "people",
         "tables",
+        "results",
     }
 
 

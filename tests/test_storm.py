@@ -21,7 +21,7 @@ from dlt.sources import DltResource
 
 from posthog_emulator.storm import KINDS
 from posthog_source.catalog import TABLES
-from posthog_source.config import EventsSettings, PeopleSettings, build_settings
+from posthog_source.config import EventsSettings, PeopleSettings, ResultsSettings, build_settings
 from posthog_source.resources import build_resources
 from tests.conftest import NO_LIMITS, FakeTime, Project, Server, Warehouse, add_events, client_of
 
@@ -61,7 +61,13 @@ def sync(
 
         @dlt.source(name="posthog", section="posthog")
         def source() -> Iterable[DltResource]:
-            return build_resources(client, settings, events=config, people=PeopleSettings(page_rows=30))
+            return build_resources(
+                client,
+                settings,
+                events=config,
+                people=PeopleSettings(page_rows=30),
+                results=ResultsSettings(),
+            )
 
         warehouse.pipeline.run(source())
     warehouse.pipeline.deactivate()

@@ -202,7 +202,7 @@ def test_insights_are_of_several_kinds_and_changed_at_different_times(project: P
     insights = project.get("insights/", limit="100").json()["results"]
     assert len(insights) == 10
     kinds = {one["query"]["source"]["kind"] for one in insights}
-    assert kinds == {"TrendsQuery", "FunnelsQuery", "RetentionQuery", "HogQLQuery"}
+    assert kinds == {"TrendsQuery", "FunnelsQuery", "RetentionQuery", "StickinessQuery", "HogQLQuery"}
     assert len({one["last_modified_at"] for one in insights}) == 10
     assert {one["order"] for one in insights} == {None}
 

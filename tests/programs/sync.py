@@ -23,7 +23,7 @@ from dlt.sources import DltResource
 
 from posthog_source import posthog_source, run_backfill, run_sync
 from posthog_source.client import Client
-from posthog_source.config import EventsSettings, PeopleSettings, build_settings
+from posthog_source.config import EventsSettings, PeopleSettings, ResultsSettings, build_settings
 from posthog_source.resources import build_resources
 
 Step = Literal["extract", "normalize", "load", "between"]
@@ -152,7 +152,12 @@ def source_at(now: datetime) -> Callable[..., DltSource]:
         @dlt.source(name="posthog", section="posthog", schema_contract={"data_type": "freeze"})
         def posthog() -> Iterable[DltResource]:
             return build_resources(
-                Client(settings), settings, events=events, people=people, clock=lambda: now
+                Client(settings),
+                settings,
+                events=events,
+                people=people,
+                results=ResultsSettings(),
+                clock=lambda: now,
             )
 
         return posthog().with_resources(*tables) if tables else posthog()
