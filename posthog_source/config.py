@@ -459,7 +459,7 @@ def parse_names(value: object, name: str) -> tuple[str, ...]:
     Raises:
         SettingsError: It is no list of texts.
     """
-    names = _from_json(value) or ()
+    names = from_json(value) or ()
     is_list = isinstance(names, list | tuple | set | frozenset)
     _require(
         is_list and all(isinstance(each, str) and each for each in names),
@@ -475,7 +475,7 @@ def parse_promote(value: object, name: str) -> tuple[tuple[str, PromotedKind], .
     Raises:
         SettingsError: It is something else, or a type is none of those that there are.
     """
-    promoted = _from_json(value) or {}
+    promoted = from_json(value) or {}
     kinds = get_args(PromotedKind)
     _require(
         isinstance(promoted, Mapping)
@@ -507,7 +507,7 @@ def parse_condition(value: object, name: str) -> str:
     return text
 
 
-def _from_json(value: object) -> Any:
+def from_json(value: object) -> Any:
     """The value, or what its text says, as the environment has no lists."""
     if not isinstance(value, str):
         return value

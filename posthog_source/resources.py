@@ -1,13 +1,13 @@
 """A dlt resource per catalogue row: whole lists, and what changed of others.
 
-Not here: events (`events`), people (`people`), members of cohorts (`membership`), settings (`source`),
-pages (`pagination`, `rest`), how dlt is told (`destination`).
+Not here: events (`events`), people (`people`), members of cohorts (`membership`), a person's own queries
+(`queries`), settings (`source`), pages (`pagination`, `rest`), how dlt is told (`destination`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -23,6 +23,8 @@ from posthog_source.errors import NotFoundError
 from posthog_source.events import EPOCH, build_events, utc_now
 from posthog_source.membership import build_membership
 from posthog_source.people import build_people
+from posthog_source.queries import build_query
+from posthog_source.query_tables import QuerySettings
 from posthog_source.rest import fetch_all, iter_changed
 from posthog_source.tables import RestTable
 
@@ -35,9 +37,10 @@ def build_resources(
     *,
     events: EventsSettings,
     people: PeopleSettings,
+    queries: Sequence[QuerySettings] = (),
     clock: Callable[[], datetime] = utc_now,
 ) -> list[DltResource]:
-    """All tables of the catalogue as dlt resources, in its order."""
+    """All tables of the catalogue as dlt resources, in its order, and a person's own queries."""
     return [
         build_events(client, settings, events, clock=clock),
         *build_people(client, settings, events=events, people=people, clock=clock),
@@ -48,6 +51,7 @@ def build_resources(
         _listing(client, settings, COHORTS),
         build_membership(client, settings, people, clock=clock),
         _changes(client, settings, INSIGHTS),
+        *(build_query(client, settings, query, clock=clock) for query in queries),
     ]
 
 
