@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from chdb import ChdbError
 from chdb.session import Session
 
-from posthog_emulator.clickhouse_json import json_sql
+from posthog_emulator.clickhouse_json import NoJsonFormError, json_sql
 from posthog_emulator.clickhouse_tables import DDL
 from posthog_emulator.hogql import literals
 
@@ -130,7 +130,13 @@ class ClickHouse:
             described = _query(session, f"DESCRIBE TABLE ({sql}){_settings(OUTPUT)}", "JSONCompactEachRow")
             declared = [orjson.loads(line) for line in described.bytes().split(b"\n") if line]
             types = [str(row[1]) for row in declared]
-            result = _query(session, _as_json(sql, types) + _settings({**given, **OUTPUT}), "CustomSeparated")
+            try:
+                shown = _as_json(sql, types)
+            except NoJsonFormError:
+                if _query(session, f"{sql}{_settings(given)}", "RowBinary").rows_read():
+                    raise
+                shown = f"SELECT '' FROM ({sql})"  # no row has nothing that cannot be written
+            result = _query(session, shown + _settings({**given, **OUTPUT}), "CustomSeparated")
             return Answer(
                 columns=[str(row[0]) for row in declared],
                 types=types,

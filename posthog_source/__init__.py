@@ -11,7 +11,7 @@ from posthog_source.errors import PosthogSourceError, find_cause
 from posthog_source.identity import create_person_view
 from posthog_source.report import Budget, RunReport
 from posthog_source.runs import run_backfill, run_sync
-from posthog_source.source import EventsConfig, PeopleConfig, ResultsConfig, posthog_source
+from posthog_source.source import EventsConfig, PeopleConfig, ResultsConfig, posthog_query, posthog_source
 
 __version__ = "0.1.0"
 
@@ -25,6 +25,7 @@ __all__ = [
     "__version__",
     "create_person_view",
     "find_cause",
+    "posthog_query",
     "posthog_source",
     "run_backfill",
     "run_sync",

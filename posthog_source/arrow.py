@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from pyarrow import json as pa_json
 
 from posthog_source.errors import Body, StaleAnswerError, UnexpectedAnswerError, UnreadableAnswerError
+from posthog_source.query import Cell
 from posthog_source.tables import Column, Kind, Table
 
 ARROW_TYPES: Mapping[Kind, pa.DataType] = {
@@ -27,8 +28,10 @@ ARROW_TYPES: Mapping[Kind, pa.DataType] = {
     "uuid": pa.string(),
     "json": pa.string(),
     "timestamp": pa.timestamp("us", "UTC"),
+    "date": pa.date32(),
     "bigint": pa.int64(),
     "double": pa.float64(),
+    "float": pa.float64(),
     "bool": pa.bool_(),
 }
 
@@ -69,9 +72,14 @@ class Answer:
 
 def schema_of(table: Table) -> pa.Schema:
     """The frozen Arrow schema of a table."""
-    return pa.schema(
-        [pa.field(c.name, ARROW_TYPES[c.kind], nullable=not c.is_required) for c in table.columns]
-    )
+    return pa.schema([pa.field(c.name, arrow_type(c), nullable=not c.is_required) for c in table.columns])
+
+
+def arrow_type(column: Column) -> pa.DataType:
+    """The Arrow type of a column."""
+    if column.kind == "decimal":
+        return pa.decimal128(column.precision, column.scale)
+    return ARROW_TYPES[column.kind]
 
 
 def read_answer(body: Body) -> Answer:
@@ -185,7 +193,7 @@ def stamp(page: pa.Table, **instants: datetime) -> pa.Table:
     return page
 
 
-def last_row(page: pa.Table, names: Sequence[str]) -> tuple[datetime | str | int, ...]:
+def last_row(page: pa.Table, names: Sequence[str]) -> tuple[Cell, ...]:
     """The values of those columns in the last row: the cursor for the next page."""
     return tuple(page.column(name)[page.num_rows - 1].as_py() for name in names)
 
@@ -260,7 +268,7 @@ def _strided(cells: pa.Array, *, rows: int, width: int) -> Answer:
 
 def _typed(texts: pa.Array, column: Column, table_name: str) -> pa.Array:
     try:
-        typed = _cast(texts, column.kind)
+        typed = _cast(texts, column)
     except pa.ArrowInvalid as error:
         raise UnexpectedAnswerError(
             f"{table_name}.{column.name}: PostHog answered a value that is no {column.kind}: "
@@ -273,16 +281,14 @@ def _typed(texts: pa.Array, column: Column, table_name: str) -> pa.Array:
     return typed
 
 
-def _cast(texts: pa.Array, kind: Kind) -> pa.Array:
-    match kind:
+def _cast(texts: pa.Array, column: Column) -> pa.Array:
+    match column.kind:
         case "timestamp":
             return _to_timestamps(texts)
-        case "bigint":
-            return pc.cast(texts, pa.int64())
+        case "date" | "bigint" | "decimal" | "float" | "bool":
+            return pc.cast(texts, arrow_type(column))
         case "double":
             return _to_finite(texts)
-        case "bool":
-            return pc.cast(texts, pa.bool_())
         case "json":
             return _to_json_texts(texts)
         case _:
@@ -330,7 +336,7 @@ def _item_text(value: object, kind: Kind) -> str | None:
 
 def _stored(value: object, kind: Kind) -> object:
     """JSON columns may come back as objects, uuids as such."""
-    if value is None or kind in ("timestamp", "bigint", "double", "bool"):
+    if value is None or kind not in ("text", "uuid", "json"):
         return value
     return _item_text(value, "json") if kind == "json" and not isinstance(value, str) else str(value)
 

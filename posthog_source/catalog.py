@@ -500,17 +500,18 @@ TABLE_GROUPS: Mapping[str, tuple[str, ...]] = {
 """Names for several tables at once."""
 
 
-def choose_tables(written: object) -> tuple[Set[str], Set[str]]:
+def choose_tables(written: object, queries: Iterable[str] = ()) -> tuple[Set[str], Set[str]]:
     """The tables that a person wants, and those of them that are called by their own names.
 
     Args:
         written: Names of tables and of groups of them, as a list or with commas between; None for all,
             of which those on request stay unselected.
+        queries: Names of a person's own queries, which are tables too.
 
     Raises:
         SettingsError: A name that neither a table nor a group has.
     """
-    known = {table.name for table in (*TABLES, *ON_REQUEST)}
+    known = {*(table.name for table in (*TABLES, *ON_REQUEST)), *queries}
     if written is None:
         return known, set()
     texts = written.split(",") if isinstance(written, str) else written

@@ -488,7 +488,7 @@ def parse_names(value: object, name: str) -> tuple[str, ...]:
     Raises:
         SettingsError: It is no list of texts.
     """
-    names = _from_json(value) or ()
+    names = from_json(value) or ()
     is_list = isinstance(names, list | tuple | set | frozenset)
     _require(
         is_list and all(isinstance(each, str) and each for each in names),
@@ -504,7 +504,7 @@ def parse_numbers(value: object, name: str) -> tuple[int, ...]:
     Raises:
         SettingsError: It is no list of whole numbers.
     """
-    numbers = _from_json(value) or ()
+    numbers = from_json(value) or ()
     is_list = isinstance(numbers, list | tuple | set | frozenset)
     _require(
         is_list and all(isinstance(each, int) and not isinstance(each, bool) for each in numbers),
@@ -520,7 +520,7 @@ def parse_promote(value: object, name: str) -> tuple[tuple[str, PromotedKind], .
     Raises:
         SettingsError: It is something else, or a type is none of those that there are.
     """
-    promoted = _from_json(value) or {}
+    promoted = from_json(value) or {}
     kinds = get_args(PromotedKind)
     _require(
         isinstance(promoted, Mapping)
@@ -552,7 +552,7 @@ def parse_condition(value: object, name: str) -> str:
     return text
 
 
-def _from_json(value: object) -> Any:
+def from_json(value: object) -> Any:
     """The value, or what its text says, as the environment has no lists."""
     if not isinstance(value, str):
         return value

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 from uuid import UUID
 
@@ -26,13 +26,13 @@ from dlt.destinations.exceptions import DatabaseUndefinedRelation, DestinationCo
 from dlt.sources import DltResource
 
 from posthog_source.arrow import schema_of
-from posthog_source.catalog import ON_REQUEST, TABLES
 from posthog_source.client import Client
 from posthog_source.config import Deletes, EventsSettings, JsonColumns, Settings, WriteMode
 from posthog_source.errors import SettingsError
 from posthog_source.meter import fetch_read_bytes
 from posthog_source.pagination import Reader
-from posthog_source.tables import DELETED_AT, SYNCED_AT, HogqlTable, RestTable, Table
+from posthog_source.query import Cell
+from posthog_source.tables import DELETED_AT, SYNCED_AT, HogqlTable, QueryTable, RestTable, Table
 from posthog_source.windows import Window
 
 JSON_DESTINATIONS = ("duckdb", "motherduck", "ducklake", "postgres")
@@ -74,8 +74,8 @@ def column_hints(
             hints[column.name]["data_type"] = "json"
         if isinstance(table, RestTable) and column.name == table.cursor:
             hints[column.name]["dedup_sort"] = "desc"
-        is_cursor = isinstance(table, HogqlTable) and column.name == table.cursor
-        if (column == SYNCED_AT or is_cursor) and merges:
+        is_cursor = isinstance(table, HogqlTable | QueryTable) and column.name == table.cursor
+        if (column == SYNCED_AT or is_cursor) and merges and table.primary_key:
             hints[column.name]["dedup_sort"] = "desc"
         if column == DELETED_AT:
             hints[column.name]["hard_delete"] = deletes == "hard"  # said either way: dlt keeps an old True
@@ -85,6 +85,7 @@ def column_hints(
 def build_resource(table: Table, generator: Callable[..., Iterator[Any]]) -> DltResource:
     """A generator as the dlt resource of a table."""
     logging.getLogger("dlt").addFilter(_TYPE_HINT_FILTER)  # adding it again changes nothing
+    _TYPE_HINT_FILTER.names.add(table.name)
     return dlt.resource(generator, name=table.name, primary_key=table.primary_key)
 
 
@@ -223,6 +224,14 @@ class Target:
         """SQL condition of the rows whose time is earlier."""
         return f"{self._column(column)} < {self._instant(at)}"
 
+    def is_at_least(self, column: str, value: Cell) -> str:
+        """SQL condition of the rows with that date, time or number, or a larger one."""
+        if isinstance(value, datetime):
+            literal = self._instant(value)
+        else:
+            literal = str(self.caps.escape_literal(value) if isinstance(value, date) else value)
+        return f"{self._column(column)} >= {literal}"
+
     def is_null(self, column: str) -> str:
         """SQL condition of the rows that have no value there."""
         return f"{self._column(column)} IS NULL"
@@ -342,6 +351,13 @@ class Target:
             yield self.begin(reader.table, MERGE, deletes=deletes)
         _tell(reader, counted)
 
+    def write(self, table: Table, pages: Iterable[pa.Table], disposition: Any) -> Iterator[Any]:
+        """Pages that no `Reader` reads, written that way; counted as those of `load`."""
+        yield self.begin(table, disposition)
+        counted: dict[str, int] = {}
+        yield from _count(pages, counted)
+        dlt.current.resource_metrics().update(counted)
+
     def merge_beside(
         self, table: Table, pages: Iterable[pa.Table], disposition: Any = MERGE
     ) -> Iterator[Any]:
@@ -418,9 +434,12 @@ def _tell(reader: Reader, counted: dict[str, int]) -> None:
 class _TypeHintFilter(logging.Filter):
     """Drops dlt's warning, one a page, that a JSON column arrives as text: that is how JSON is loaded."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
     def filter(self, record: logging.LogRecord) -> bool:
-        ours = (*TABLES, *ON_REQUEST)
-        is_ours = any(record.getMessage().startswith(f"In resource: {table.name},") for table in ours)
+        is_ours = any(record.getMessage().startswith(f"In resource: {name},") for name in self.names)
         return not (is_ours and record.funcName == "_compute_tables")
 
 

@@ -61,9 +61,8 @@ def ordered_prefetch(
             del task  # not kept while the next one is awaited
     finally:
         are_done = _take_leave(in_flight, cancel, farewell_s)
-        for _ in threads:
-            waiting.put(None)
-        for thread in threads if are_done else ():
+        waiting.put(None)
+        for thread in filter(threading.Thread.is_alive, threads if are_done else ()):
             thread.join()
 
 
@@ -84,8 +83,8 @@ def _start(
     an executor's threads, which hold up the end of the process.
     """
     thread = threading.Thread(target=_work_off, args=(work, waiting), name="posthog_source", daemon=True)
+    threads.append(thread)  # before it starts: Ctrl-C may come in between
     thread.start()
-    threads.append(thread)
 
 
 def _work_off(work: Callable[[Item], Result], waiting: SimpleQueue[_Task[Item, Result] | None]) -> None:
@@ -95,6 +94,7 @@ def _work_off(work: Callable[[Item], Result], waiting: SimpleQueue[_Task[Item, R
         except BaseException as error:  # noqa: BLE001  # raised in the item's turn
             task.result.set_exception(error)
         del task  # nor its result while the next one is awaited
+    waiting.put(None)  # the end is for all threads, however many Ctrl-C let start
 
 
 def _take_leave(

@@ -14,10 +14,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
 from itertools import takewhile
 from uuid import UUID
 
-from posthog_source.tables import Column, Condition, HogqlTable, LabelField, SortKey
+from posthog_source.statement import Statement
+from posthog_source.tables import Column, Condition, HogqlTable, LabelField, QueryTable, SortKey
 from posthog_source.windows import Bound, Label, Slice, Window
 
 MAX_DAYS = 10_000
@@ -70,8 +72,10 @@ class Changed:
 Among = Late | Keys | Seen | Changed
 """Which rows of a slice or window are asked for, where not all are."""
 
-Cell = datetime | str | int
+Cell = datetime | date | str | int | float | Decimal
 """A value of a page key, as read back from a row."""
+
+NEVER = "1 = 2"
 
 
 @dataclass(frozen=True)
@@ -275,14 +279,14 @@ def build_read_bytes(label: str) -> Query:
 
 def build_columns(source: str) -> Query:
     """Zero rows of all columns that `*` has: the answer tells their types."""
-    return Query(f"SELECT * FROM {source} WHERE 1 = 2 LIMIT 1", {}, f"posthog_source {source} columns")
+    return Query(f"SELECT * FROM {source} WHERE {NEVER} LIMIT 1", {}, f"posthog_source {source} columns")
 
 
 def build_probe(table: HogqlTable, source: str, column: Column) -> Query:
     """Zero rows of one column: refused when the server does not know it."""
     builder = _Builder(f"posthog_source {table.name} probe")
     cell = column.summed or builder.cell_of(column)
-    return builder.query(f"SELECT {cell} FROM {source} WHERE 1 = 2 LIMIT 1")
+    return builder.query(f"SELECT {cell} FROM {source} WHERE {NEVER} LIMIT 1")
 
 
 def build_probe_condition(table: HogqlTable, source: str) -> Query:
@@ -296,6 +300,43 @@ def build_probe_condition(table: HogqlTable, source: str) -> Query:
     never = [f"{time_field} >= {utc(datetime(2001, 1, 1, tzinfo=UTC))}"]
     never.append(f"{time_field} <= {utc(datetime(1999, 1, 1, tzinfo=UTC))}")
     return builder.query(f"SELECT {time_field} {builder.rows(table, source, never)} LIMIT 1")
+
+
+def build_proof(rows: int) -> Query:
+    """That many rows, for which PostHog reads nothing: it hands out fewer where its cap is lower."""
+    text = f"SELECT toString(arrayJoin(range({rows}))) AS cell LIMIT {rows}"
+    return Query(text, {}, "posthog_source proof")
+
+
+def build_result_types(name: str, statement: Statement) -> Query:
+    """Zero rows of a person's own SELECT: refused if it cannot be right, else the answer tells its types."""
+    text = f"SELECT * FROM {_nested(statement)} WHERE {NEVER} LIMIT 1"
+    return Query(_common(statement) + text, {}, f"posthog_source {name} types")
+
+
+def build_result_page(table: QueryTable, *, start: Sequence[Cell], limit: int) -> Query:
+    """Rows of a person's own SELECT in page-key order, `limit` at most, every cell as text or null.
+
+    Rows whose key is null or no number come each time, since they are before or after nothing: whoever reads
+    them can tell.
+
+    Args:
+        table: The SELECT, and its columns.
+        start: Leading values of the page key from which on rows are asked for, those that have them included.
+        limit: Rows at most.
+    """
+    builder = _Builder(f"posthog_source {table.name}")
+    keys = [table.column(name) for name in table.page_key]
+    compared = keys[: len(start)]
+    loose = [f"isNull({_quoted(key)})" for key in compared if key.name in table.loose_keys]
+    loose += [f"NOT isFinite({_quoted(key)})" for key in compared if key.kind == "float"]
+    where = [_any([f"({' AND '.join(builder.from_key(compared, start))})", *loose])] if start else []
+    cells = ", ".join(f"{_result_cell(c)} AS posthog_source_{n}" for n, c in enumerate(table.asked))
+    order = f" ORDER BY {', '.join(_quoted(key) for key in keys)}" if keys else ""
+    return builder.query(
+        f"{_common(table.statement)}SELECT {cells} FROM {_nested(table.statement)}{_where(where)}{order} "
+        f"LIMIT {limit}"
+    )
 
 
 def utc(at: datetime) -> str:
@@ -471,14 +512,50 @@ class _Builder:
             return [f"{names[0]} > {cells[0]}"]
         return [f"{names[0]} >= {cells[0]}", f"({', '.join(names)}) > ({', '.join(cells)})"]
 
+    def from_key(self, keys: Sequence[Column], cells: Sequence[Cell]) -> list[str]:
+        """At a page key of a person's own SELECT or after it."""
+
+        def place(key: Column, cell: Cell) -> _RangeOf:
+            return lambda builder: _plain_range(_quoted(key), builder.cell(key, cell))
+
+        places = [place(key, cell) for key, cell in zip(keys, cells, strict=True)]
+        return self.beyond(places, is_inclusive=True)
+
     def cell(self, column: Column, cell: Cell) -> str:
         match column.kind, cell:
             case "timestamp", datetime():
                 return utc(cell)
+            case "date", date():
+                return f"toDate('{cell.isoformat()}')"
             case "uuid", str():
                 return f"toUUID('{UUID(cell)}')"
+            case "decimal", Decimal():
+                return self.value(int(cell))
             case _:
                 return self.value(cell)
+
+
+def _common(statement: Statement) -> str:
+    """What goes before the SELECT that a person's own one stands in."""
+    return f"{statement.common}\n" if statement.common else ""
+
+
+def _nested(statement: Statement) -> str:
+    """A SELECT as a table. PostHog neither cuts nor caps what stands inside (hogql.md 2)."""
+    return f"(\n{statement.body}\n) AS answer"
+
+
+def _result_cell(column: Column) -> str:
+    """As `cell_of`, for a column that may be of any type: even numbers that PostHog cannot write as JSON."""
+    if column.is_composed:
+        return f"toJSONString({_quoted(column)})"
+    return _quoted(column) if column.kind == "timestamp" else f"toString({_quoted(column)})"
+
+
+def _quoted(column: Column) -> str:
+    """A column of a person's own SELECT, whatever it is called."""
+    name = column.source.replace("\\", "\\\\").replace("`", "\\`")
+    return f"`{name}`"
 
 
 def _newest(table: HogqlTable, rows: str, columns: Sequence[Column]) -> str:

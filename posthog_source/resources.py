@@ -1,13 +1,13 @@
 """A dlt resource per catalogue row: whole lists, and what changed of others.
 
-Not here: events (`events`), people (`people`), members of cohorts (`membership`), settings (`source`),
-pages (`pagination`, `rest`), how dlt is told (`destination`).
+Not here: events (`events`), people (`people`), members of cohorts (`membership`), a person's own queries
+(`queries`), settings (`source`), pages (`pagination`, `rest`), how dlt is told (`destination`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
@@ -26,6 +26,8 @@ from posthog_source.errors import AccessDeniedError, NotFoundError, QuotaSpentEr
 from posthog_source.events import EPOCH, build_events, utc_now
 from posthog_source.membership import build_membership
 from posthog_source.people import build_people
+from posthog_source.queries import build_query
+from posthog_source.query_tables import QuerySettings
 from posthog_source.rest import fetch_all, iter_changed
 from posthog_source.results import build_results
 from posthog_source.tables import RestTable
@@ -40,12 +42,13 @@ def build_resources(
     events: EventsSettings,
     people: PeopleSettings,
     results: ResultsSettings,
+    queries: Sequence[QuerySettings] = (),
     named: Collection[str] = (),
     clock: Callable[[], datetime] = utc_now,
 ) -> list[DltResource]:
-    """All tables of the catalogue as dlt resources, in its order; those on request are not selected.
+    """All tables of the catalogue as dlt resources, in its order, and a person's own queries.
 
-    `named` are those asked for by name.
+    Those on request are not selected; `named` are those asked for by name.
     """
     return [
         build_events(client, settings, events, clock=clock),
@@ -58,6 +61,7 @@ def build_resources(
         build_membership(client, settings, people, clock=clock),
         *(_definition(client, settings, table, named) for table in DEFINITIONS),
         build_results(client, settings, results, clock=clock),
+        *(build_query(client, settings, query, clock=clock) for query in queries),
     ]
 
 

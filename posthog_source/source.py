@@ -5,7 +5,7 @@ Not here: what settings mean (`config`), what is read and how it is written (`re
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -25,6 +25,9 @@ from posthog_source.config import (
     build_settings,
     build_table_settings,
 )
+from posthog_source.events import utc_now
+from posthog_source.queries import build_query
+from posthog_source.query_tables import build_query_settings, parse_queries
 from posthog_source.resources import build_resources
 
 Written = Any
@@ -86,6 +89,7 @@ def posthog_source(
     events: EventsConfig | None = None,
     people: PeopleConfig | None = None,
     results: ResultsConfig | None = None,
+    queries: Written = None,
     look_ahead: Written = None,
     query_timeout_s: Written = None,
     max_attempts: Written = None,
@@ -115,6 +119,8 @@ def posthog_source(
         people: Settings of the tables of people: persons, their distinct ids, cohort members.
         results: Settings of insight_results, which is loaded only where it is asked for by name, since it
             costs a request for each insight: `.with_resources("insight_results")`.
+        queries: HogQL queries of your own, each a table: name, query, and if need be cursor, primary_key,
+            lookback_s and page_rows. See `posthog_source.query_tables.QuerySettings`.
         look_ahead: Queries in flight, 2 by default. PostHog allows a team 3.
         query_timeout_s: Longest wait for one answer.
         max_attempts: Tries of a request that meets faults.
@@ -142,19 +148,92 @@ def posthog_source(
         rows_per_commit=rows_per_commit,
         meter_reads=meter_reads,
     )
-    wanted, named = choose_tables(tables)
+    own = parse_queries(queries)
+    wanted, named = choose_tables(tables, [query.name for query in own])
     made = build_resources(
         Client(settings),
         settings,
         events=_settings(EventsSettings, "events", events or EventsConfig()),
         people=_settings(PeopleSettings, "people", people or PeopleConfig()),
         results=_settings(ResultsSettings, "results", results or ResultsConfig()),
+        queries=own,
         named=named,
     )
     chosen = [resource for resource in made if resource.name in wanted]
     for resource in chosen if tables is not None else ():
         resource.selected = True
     return chosen
+
+
+@dlt.source(name="posthog", section="posthog", schema_contract={"data_type": "freeze"})
+def posthog_query(
+    name: str,
+    query: str,
+    cursor: str | None = None,
+    primary_key: Sequence[str] | str = (),
+    lookback_s: Written = None,
+    page_rows: Written = None,
+    project_id: str | int | None = None,
+    api_key: TSecretStrValue | None = None,
+    host: str = "us",
+    query_timeout_s: Written = None,
+    max_attempts: Written = None,
+    wait_deadline_s: Written = None,
+    queries_per_minute: Written = None,
+    queries_per_hour: Written = None,
+    rows_per_commit: Written = None,
+    meter_reads: Written = None,
+) -> DltResource:
+    """Any HogQL query as a table: `pipeline.run(posthog_query("plans", "SELECT …", primary_key=["plan"]))`.
+
+    Columns and their types are those of the answer. Settings that are not given come from where those of
+    `posthog_source` do; what they mean is written there.
+
+    Args:
+        name: Of the table.
+        query: One HogQL SELECT, whose computed columns have names. All of its rows are loaded: PostHog's own
+            limits of 100 and 50,000 rows do not apply. Times in it are UTC's.
+        cursor: A column that grows, to read only what is new; else all rows are replaced each time.
+        primary_key: Columns that no two rows have alike.
+        lookback_s: How long before the cursor's last value rows are read again.
+        page_rows: Rows of an answer.
+        project_id: See `posthog_source`, as all that follow.
+        api_key: …
+        host: …
+        query_timeout_s: …
+        max_attempts: …
+        wait_deadline_s: …
+        queries_per_minute: …
+        queries_per_hour: …
+        rows_per_commit: Set by `run_sync`; a query is loaded in one commit.
+        meter_reads: …
+
+    Raises:
+        SettingsError: A setting is missing or cannot be right; nothing was sent.
+    """
+    settings = build_settings(
+        project_id=project_id,
+        api_key=api_key,
+        host=host,
+        query_timeout_s=query_timeout_s,
+        max_attempts=max_attempts,
+        wait_deadline_s=wait_deadline_s,
+        queries_per_minute=queries_per_minute,
+        queries_per_hour=queries_per_hour,
+        rows_per_commit=rows_per_commit,
+        meter_reads=meter_reads,
+    )
+    table = build_query_settings(
+        {
+            "name": name,
+            "query": query,
+            "cursor": cursor,
+            "primary_key": primary_key,
+            "lookback_s": lookback_s,
+            "page_rows": page_rows,
+        }
+    )
+    return build_query(Client(settings), settings, table, clock=utc_now)
 
 
 def _settings(kind: type[TableKind], section: str, config: BaseConfiguration) -> TableKind:

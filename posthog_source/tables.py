@@ -11,10 +11,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from posthog_source.statement import Statement
 from posthog_source.windows import Axis
 
-Kind = Literal["text", "uuid", "timestamp", "bigint", "double", "bool", "json"]
-"""A column's type: `uuid` and `json` travel as text; `json` is free-form and stays whole."""
+Kind = Literal["text", "uuid", "timestamp", "date", "bigint", "decimal", "double", "float", "bool", "json"]
+"""A column's type: `uuid` and `json` travel as text; `json` is free-form and stays whole; a `float` is a
+double that may be NaN or infinite."""
 
 Disposition = Literal["window", "snapshot", "merge", "sweep", "group"]
 """window: a span of time is replaced; snapshot: all rows of the project are; merge: rows by key; sweep: the
@@ -62,6 +64,8 @@ class Column:
         is_added: The connector writes it; PostHog is not asked for it.
         is_composed: PostHog has a list there, or something else that is not text: its JSON is asked for.
         summed: Where the table keeps rows in parts: the HogQL expression that makes it of them.
+        precision: Digits of a decimal.
+        scale: How many of them stand behind the point.
     """
 
     name: str
@@ -75,6 +79,8 @@ class Column:
     is_added: bool = False
     is_composed: bool = False
     summed: str = ""
+    precision: int = 0
+    scale: int = 0
 
     @property
     def source(self) -> str:
@@ -305,6 +311,24 @@ DELETED_AT = Column(
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class QueryTable(Table):
+    """A table that a person's own SELECT makes.
+
+    Attributes:
+        statement: The SELECT.
+        cursor: Column that grows; later syncs read from its last value on. None reads all rows each time.
+        page_key: Names of the columns that order pages. Unique together where there is a primary key; empty
+            where all rows have to fit into one page.
+        loose_keys: Those of them that PostHog's types let be null.
+    """
+
+    statement: Statement
+    cursor: str | None = None
+    page_key: tuple[str, ...] = ()
+    loose_keys: frozenset[str] = frozenset()
+
+
 def discovered_column(field: str, clickhouse_type: str) -> Column:
     """A column that a server turns out to have, named as PostHog's less the dollar sign.
 
@@ -312,15 +336,21 @@ def discovered_column(field: str, clickhouse_type: str) -> Column:
         field: HogQL field.
         clickhouse_type: Such as `Nullable(String)` or `SimpleAggregateFunction(max, DateTime64(6, 'UTC'))`.
     """
-    plain = clickhouse_type
-    while found := re.fullmatch(
-        r"(?:Nullable|LowCardinality|SimpleAggregateFunction)\((?:\w+, )?(.*)\)", plain
-    ):
-        plain = found[1]
+    plain = plain_type(clickhouse_type)
     kind = next((kind for pattern, kind in KINDS if re.fullmatch(pattern, plain)), None)
     return Column(
         snake_case(field), kind or "json", f"PostHog's {field}", field=field, is_composed=kind is None
     )
+
+
+def plain_type(clickhouse_type: str) -> str:
+    """A ClickHouse type without what is wrapped around it: that of `Nullable(String)` is String."""
+    plain = clickhouse_type
+    while found := re.fullmatch(
+        r"(?:Nullable|LowCardinality|SimpleAggregateFunction)\((?:\w+, )?(.*)\)", plain, re.DOTALL
+    ):
+        plain = found[1]
+    return plain
 
 
 def snake_case(text: str) -> str:

@@ -445,7 +445,7 @@ def test_rows_that_are_not_as_wide_as_the_columns_are_unexpected(rows: list[obje
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
 def test_an_empty_page_and_a_full_page_have_the_same_schema(table: Table) -> None:
-    sample = {"text": "a", "uuid": UUID_TEXT, "json": "{}", "bigint": "1", "bool": "true"}
+    sample = {"text": "a", "uuid": UUID_TEXT, "json": "{}", "bigint": "1", "bool": "true", "double": "1.5"}
     row = [sample.get(column.kind, "2026-01-01T00:00:00Z") for column in asked_of(table)]
 
     empty, full = table_of(table=table), table_of(row, row, table=table)
@@ -467,7 +467,7 @@ def test_the_schema_is_the_catalogues_columns_in_order(table: Table) -> None:
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
 def test_a_null_where_the_table_allows_none_names_table_and_column(table: Table) -> None:
-    sample = {"text": "a", "uuid": UUID_TEXT, "json": "{}", "bigint": "1", "bool": "true"}
+    sample = {"text": "a", "uuid": UUID_TEXT, "json": "{}", "bigint": "1", "bool": "true", "double": "1.5"}
     asked = asked_of(table)
     for index, column in enumerate(asked):
         row: list[str | None] = [sample.get(c.kind, "2026-01-01T00:00:00Z") for c in asked]

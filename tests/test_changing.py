@@ -200,7 +200,7 @@ def test_two_projects_share_a_dataset(busy_project: Project, place: Warehouse) -
     add_groups(other, 6, NOW - timedelta(days=3), mine=False)
 
     for _ in range(2):
-        sync(busy_project, place, "groups", "group_types")
+        sync(busy_project, place, "people")
         sync(other, beside, "groups", "group_types")
 
     assert loaded_groups(beside, busy_project) == true_groups(busy_project)

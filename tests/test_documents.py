@@ -126,11 +126,8 @@ def test_the_readme_tells_every_setting_and_its_default() -> None:
             if len(settings) != len(values)
             else dict(zip(settings, values, strict=True))
         )
-    arguments = set(inspect.signature(posthog_source.posthog_source).parameters) - {
-        "events",
-        "people",
-        "results",
-    }
+    arguments = set(inspect.signature(posthog_source.posthog_source).parameters)
+    arguments -= {"events", "people", "queries", "results"}
     of_tables = {f"events.{name}" for name in EventsSettings.__dataclass_fields__}
     of_tables |= {f"people.{name}" for name in PeopleSettings.__dataclass_fields__}
     of_tables |= {f"results.{name}" for name in ResultsSettings.__dataclass_fields__}

@@ -136,7 +136,9 @@ def draw_kills(combination: str) -> list[tuple[Kill, Kill]]:
     chance.shuffle(steps)
     # The run after a kill has less to do.
     commits = [1 if n % 2 else chance.randint(1, COMMITS) for n in range(len(steps))]
-    kills = [Kill(commit, step, chance.random()) for commit, step in zip(commits, steps, strict=True)]
+    # One of each step comes at its beginning, lest a machine with other work to do hits none of a short one.
+    shares = [chance.random() * (0.1 if n == steps.index(step) else 1.0) for n, step in enumerate(steps)]
+    kills = [Kill(*each) for each in zip(commits, steps, shares, strict=True)]
     return list(zip(kills[::2], kills[1::2], strict=True))
 
 

@@ -386,6 +386,7 @@ def test_an_empty_project_gives_empty_tables_with_types(project: Project, wareho
         "timestamp": "TIMESTAMP WITH TIME ZONE",
         "json": "JSON",
         "bigint": "BIGINT",
+        "double": "DOUBLE",
         "bool": "BOOLEAN",
     }
     for table in (PLAIN_EVENTS, *TABLES[1:]):

@@ -145,12 +145,8 @@ def test_every_shared_setting_is_an_argument_of_the_source() -> None:
     arguments = set(inspect.signature(posthog_source).parameters)
     renamed = {"base_url": "host", "start": "start_date", "end": "end_date"}
 
-    assert arguments == {renamed.get(f.name, f.name) for f in fields(Settings)} | {
-        "events",
-        "people",
-        "tables",
-        "results",
-    }
+    shared = {renamed.get(f.name, f.name) for f in fields(Settings)}
+    assert arguments == shared | {"events", "people", "queries", "results", "tables"}
 
 
 def test_nothing_is_asked_before_the_pipeline_runs(project: Project) -> None:

@@ -52,6 +52,7 @@ JOINS = {
     "FULL OUTER JOIN",
     "CROSS JOIN",
 }
+NAMED = {"Alias", "Field", "Call"}
 STATE_TABLES = {table.name: table for table in (*SESSION_TABLES, *RECORDING_TABLES)}
 SET_OPERATORS = {"UNION ALL", "UNION DISTINCT", "INTERSECT", "EXCEPT"}
 # Everything a SELECT of the parser can hold that is printed below; anything else is refused.
@@ -182,9 +183,11 @@ class _Printer:
         sql += f" PREWHERE {prewhere}" if prewhere else ""
         condition = and_sql([*guards, *([where] if where else [])]) if guards or where else ""
         sql += f" WHERE {condition}" if condition else ""
+        # What has no name is not seen from outside: posthog/hogql/resolver.py, visit_select_query.
         columns = {
             _column_name(item): Column(_column_name(item), value.kind, value.nullable)
             for item, value in values
+            if item["node"] in NAMED
         }
         return _Select(sql + tail, nodes, columns)
 

@@ -96,6 +96,18 @@ def test_a_128_bit_number_cannot_be_written(project: Project) -> None:
     )
 
 
+def test_numbers_that_cannot_be_written_hinder_no_answer_without_rows(project: Project) -> None:
+    found = answer(project, "SELECT session_id_v7, map(1, 2) AS m FROM sessions WHERE 1 = 2 LIMIT 1")
+    assert found["results"] == []
+    assert found["types"] == [["session_id_v7", "UInt128"], ["m", "Map(UInt8, UInt8)"]]
+
+
+def test_columns_without_a_name_are_not_seen_from_outside(project: Project) -> None:
+    found = answer(project, "SELECT * FROM (SELECT 1 + 2, 'x', 1 = 1, count(), 5 AS five FROM events)")
+    assert found["columns"] == ["`count()`", "five"]
+    assert found["results"] == [[0, 5]]
+
+
 # --- which rows, in which order
 
 
