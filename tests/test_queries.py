@@ -276,6 +276,22 @@ def test_a_query_costs_one_question_for_its_types_and_one_for_each_page(project:
     assert types["read_bytes"] == 0 < first["read_bytes"]
 
 
+def test_neither_posthogs_default_limit_nor_its_cap_cuts_a_query_and_its_own_limit_does(
+    busy_project: Project,
+) -> None:
+    query = build_query_settings(
+        {"name": "rows", "query": "SELECT number FROM numbers(120000)", "primary_key": "number"}
+    )
+    with client_of(busy_project, FakeTime()) as client:
+        table = fetch_table(client, query)
+        pages = iter_pages(client, table, project_id=busy_project.id, page_rows=query.page_rows)
+        assert sum(page.num_rows for page in pages) == 120_000
+
+    limited = f"{query.query} ORDER BY number DESC LIMIT 10"
+    found = read(busy_project, limited, primary_key="number", page_rows=10)
+    assert [row["number"] for row in found] == list(range(119_990, 120_000))
+
+
 def test_a_server_that_hands_out_fewer_rows_than_asked_for_is_found_out_without_asking_the_query_again(
     project: Project, warehouse: Warehouse
 ) -> None:
