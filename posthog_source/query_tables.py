@@ -63,8 +63,10 @@ class QuerySettings(TableSettings):
         cursor: A column that grows: a date, a time, a number, or with a primary key a text. A sync reads from
             the last one's newest value on, that value included. Empty reads and replaces all rows each time.
         primary_key: Columns that no two rows have alike. With a cursor, rows replace those of the same key;
-            without one, all rows from the sync's first cursor on are replaced. Needed where rows, or those of
-            one value of the cursor, fill more than a page.
+            without one, all rows from the sync's first cursor on are. Needed where rows, or those of one
+            value of the cursor, fill more than a page. Only by a key can dlt tell rows that came twice:
+            without one, a plain `pipeline.run` that is killed while it loads, and then resumed by dlt, may
+            leave some twice.
         lookback_s: How long before that newest value a sync reads again, for rows that change later.
         page_rows: As PostHog runs the query anew for each page, as many as it hands out.
     """

@@ -186,8 +186,8 @@ def posthog_query(
 ) -> DltResource:
     """Any HogQL query as a table: `pipeline.run(posthog_query("plans", "SELECT …", primary_key=["plan"]))`.
 
-    Columns and their types are those of the answer. Settings that are not given come from where those of
-    `posthog_source` do; what they mean is written there.
+    Columns and their types are those of the answer. Settings that are not given come from `[sources.posthog]`
+    in `.dlt/` or from `SOURCES__POSTHOG__…`, as those of `posthog_source`.
 
     Args:
         name: Of the table.
@@ -195,18 +195,18 @@ def posthog_query(
             limits of 100 and 50,000 rows do not apply. Times in it are UTC's.
         cursor: A column that grows, to read only what is new; else all rows are replaced each time.
         primary_key: Columns that no two rows have alike.
-        lookback_s: How long before the cursor's last value rows are read again.
-        page_rows: Rows of an answer.
-        project_id: See `posthog_source`, as all that follow.
-        api_key: …
-        host: …
-        query_timeout_s: …
-        max_attempts: …
-        wait_deadline_s: …
-        queries_per_minute: …
-        queries_per_hour: …
-        rows_per_commit: Set by `run_sync`; a query is loaded in one commit.
-        meter_reads: …
+        lookback_s: How long before the cursor's newest value rows are read again.
+        page_rows: Rows of an answer. What all of these mean: `posthog_source.query_tables.QuerySettings`.
+        project_id: PostHog's number of the project.
+        api_key: A personal API key (`phx_…`) with `query:read`.
+        host: `us`, `eu` or a base URL.
+        query_timeout_s: Longest wait for one answer.
+        max_attempts: Tries of a request that meets faults.
+        wait_deadline_s: Longest wait that PostHog's limits may impose on one request.
+        queries_per_minute: PostHog's limit for the key.
+        queries_per_hour: The same.
+        rows_per_commit: For `run_sync`, which sets it; a query is loaded in one commit.
+        meter_reads: Ask PostHog's query_log what the queries made PostHog read.
 
     Raises:
         SettingsError: A setting is missing or cannot be right; nothing was sent.

@@ -276,6 +276,22 @@ def test_a_query_costs_one_question_for_its_types_and_one_for_each_page(project:
     assert types["read_bytes"] == 0 < first["read_bytes"]
 
 
+def test_neither_posthogs_default_limit_nor_its_cap_cuts_a_query_and_its_own_limit_does(
+    busy_project: Project,
+) -> None:
+    query = build_query_settings(
+        {"name": "rows", "query": "SELECT number FROM numbers(120000)", "primary_key": "number"}
+    )
+    with client_of(busy_project, FakeTime()) as client:
+        table = fetch_table(client, query)
+        pages = iter_pages(client, table, project_id=busy_project.id, page_rows=query.page_rows)
+        assert sum(page.num_rows for page in pages) == 120_000
+
+    limited = f"{query.query} ORDER BY number DESC LIMIT 10"
+    found = read(busy_project, limited, primary_key="number", page_rows=10)
+    assert [row["number"] for row in found] == list(range(119_990, 120_000))
+
+
 def test_a_server_that_hands_out_fewer_rows_than_asked_for_is_found_out_without_asking_the_query_again(
     project: Project, warehouse: Warehouse
 ) -> None:
@@ -359,19 +375,22 @@ def test_dates_times_numbers_and_texts_are_cursors(
     (before,) = warehouse.query("SELECT count(*), max(seen) FROM rows")
     add_events(
         project,
-        3,
-        uuid=uuids(10, 3),
-        distinct_id=["user-5", "late", "new"],
-        event=["changed"] * 3,
-        timestamp=[at(5, microseconds=5), at(1), at(9)],
+        4,
+        uuid=uuids(10, 4),
+        distinct_id=["user-5", "late", "user-3", "new"],
+        event=["changed"] * 4,
+        timestamp=[at(5, microseconds=5), at(1), at(8), at(9)],
     )
-    project.control("POST", "delete/events", uuids=uuids(5, 1))
+    project.control("POST", "delete/events", uuids=[uuids(3, 1)[0], uuids(5, 1)[0]])
     project.forget_requests()
 
     sync(warehouse, project, "rows", query, **options)
 
     found = dict(warehouse.query("SELECT distinct_id, event FROM rows"))
-    assert found == {f"user-{n}": "page" for n in range(5)} | {"user-5": "changed", "new": "changed"}
+    assert found == dict.fromkeys(["user-0", "user-1", "user-2", "user-4"], "page") | dict.fromkeys(
+        ["user-3", "user-5", "new"], "changed"
+    )
+    assert len(warehouse.query("SELECT * FROM rows")) == 7
     assert before[0] == 6
     assert len(pages_of(project, "rows")) == 1
 
@@ -640,7 +659,7 @@ def test_a_query_may_be_a_union_and_have_a_with_clause_of_its_own(
     add_events(project, 10, event=["a", "b"] * 5)
     query = """
         WITH some AS (SELECT event, distinct_id FROM events WHERE event = 'a'), -- the first
-             'x' AS mark
+             'x' AS mark -- and a name
         SELECT distinct_id AS id, mark AS kind FROM some
         UNION ALL
         SELECT distinct_id, 'y' FROM events WHERE event = 'b' // the others
