@@ -200,7 +200,7 @@ def test_two_projects_share_a_dataset(busy_project: Project, place: Warehouse) -
     add_groups(other, 6, NOW - timedelta(days=3), mine=False)
 
     for _ in range(2):
-        sync(busy_project, place, "people")
+        sync(busy_project, place, "groups", "group_types")
         sync(other, beside, "groups", "group_types")
 
     assert loaded_groups(beside, busy_project) == true_groups(busy_project)
@@ -229,7 +229,7 @@ def test_a_posthog_without_group_types_leaves_them_out_with_one_warning(
     busy_project.settings(group_types_api=False)
 
     with caplog.at_level(logging.WARNING, "posthog_source"):
-        sync(busy_project, place, "groups", "group_types")
+        sync(busy_project, place, "people")
 
     assert len([text for text in caplog.messages if text.startswith("group_types is left as it is")]) == 1
     assert place.counts()["group_types"] == 1
