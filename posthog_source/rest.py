@@ -94,6 +94,25 @@ def iter_changed(
             limit *= 2  # more items share one instant than fit a page
 
 
+def fetch_size(client: Client, table: RestTable) -> int | None:
+    """How many items there are, by the list's own count; None where it tells none.
+
+    Of a table that is read for each of another list's items: how many those are.
+    """
+    if table.each is not None:
+        return fetch_size(client, table.each)
+    if table.answer == "counts":
+        return len(client.get(table.path, table.params, rate=table.rate_class))
+    counts: list[object] = []
+    path, parent = _address(client, table)
+    for each in table.passes or (Pass(params={}),):
+        size = {"page_size": "1"} if table.is_newest_first else {"limit": "1"} if table.page_rows else {}
+        page = next(_iter_list(client, table, {**table.params, **each.params, **size}, path, parent))
+        counts.append(page.get("count", None if table.is_newest_first else len(_results(page))))
+    known = [count for count in counts if isinstance(count, int)]
+    return sum(known) if len(known) == len(counts) else None
+
+
 def fetch_activity(client: Client, table: RestTable, *, since: datetime | None) -> Activity:
     """What the activity log tells of a table's objects since then; of its newest entry only, without that.
 

@@ -23,6 +23,15 @@ Disposition = Literal["window", "snapshot", "merge", "sweep", "group"]
 same, and from time to time all of them, to find those that are gone; group: all rows of what they are
 members of."""
 
+KEPT_UP: Mapping[Disposition, str] = {
+    "window": "windows of time, replaced",
+    "snapshot": "all rows each time, replaced",
+    "merge": "rows that changed",
+    "sweep": "rows of people who did something; all once a week",
+    "group": "the rows of cohorts that were calculated anew; all once a week",
+}
+"""How a table follows PostHog, in words."""
+
 RateClass = Literal["queries", "default", "clickhouse"]
 """PostHog's limit that a request counts against (rest_api.md 2.1)."""
 
@@ -194,6 +203,12 @@ class Table:
     primary_key: tuple[str, ...]
     disposition: Disposition
     scopes: tuple[str, ...]
+
+    @property
+    def kept_up(self) -> str:
+        """How the table follows PostHog, in words."""
+        cursor = getattr(self, "cursor", None)
+        return KEPT_UP[self.disposition] + (f", by {cursor}" if cursor else "")
 
     @property
     def asked(self) -> tuple[Column, ...]:
