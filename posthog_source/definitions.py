@@ -216,6 +216,7 @@ EXPERIMENT_HOLDOUTS = _whole(
         "timestamp": "created_at updated_at",
         "json": "filters created_by",
     },
+    page_rows=10_000,  # no order can be asked for
 )
 
 EXPERIMENT_SAVED_METRICS = _whole(
@@ -228,6 +229,7 @@ EXPERIMENT_SAVED_METRICS = _whole(
         "timestamp": "created_at updated_at",
         "json": "query tags created_by",
     },
+    page_rows=10_000,  # no order can be asked for
 )
 
 SURVEYS = _whole(
@@ -405,6 +407,7 @@ ALERTS = _whole(
         "timestamp": "created_at last_notified_at last_checked_at next_check_at snoozed_until",
         "json": "created_by subscribed_users threshold condition config detector_config checks",
     },
+    page_rows=10_000,  # no order can be asked for
 )
 
 SUBSCRIPTIONS = _whole(
