@@ -29,9 +29,12 @@ from posthog_source.catalog import EVENTS, TABLES
 from posthog_source.client import Client
 from posthog_source.config import build_settings
 from posthog_source.pagination import Reader
-from posthog_source.tables import HogqlTable
+from posthog_source.tables import HogqlTable, RestTable
 
 ROOT = Path(__file__).resolve().parents[1]
+PROJECT_TABLES = tuple(t for t in TABLES if not (isinstance(t, RestTable) and t.root != "project"))
+"""What a key that is restricted to a project may read."""
+
 PLAIN_EVENTS = EVENTS.without({"person_properties"})
 SLOWEST = ("test_kill", "test_people_month", "test_storm", "test_benchmarks", "test_runs", "test_month")
 """Files of tests that take minutes, the longest first: begun last, they would end alone."""

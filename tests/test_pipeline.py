@@ -20,10 +20,10 @@ from dlt.pipeline.exceptions import PipelineStepFailed
 from posthog import Posthog
 
 from posthog_source import EventsConfig, PeopleConfig, PosthogSourceError, find_cause, posthog_source
-from posthog_source.catalog import EVENTS, TABLES
+from posthog_source.catalog import EVENTS
 from posthog_source.errors import MissingRowsError
 from posthog_source.tables import HogqlTable, RestTable
-from tests.conftest import PLAIN_EVENTS, Project, Server, Warehouse, add_events
+from tests.conftest import PLAIN_EVENTS, PROJECT_TABLES, Project, Server, Warehouse, add_events
 from tests.exact import EVENT_FIELDS, duckdb_cells
 
 SMALL = {"persons": 100, "days": 3, "properties_bytes": 200}
@@ -122,7 +122,7 @@ def test_a_second_run_adds_nothing(product: Project, warehouse: Warehouse) -> No
 
     warehouse.sync(product)
 
-    assert set(first) == {table.name for table in TABLES}
+    assert set(first) == {table.name for table in PROJECT_TABLES}
     assert warehouse.counts() == first
     assert loaded_events(warehouse) == events
 
@@ -378,7 +378,7 @@ def test_what_warehouses_refuse_becomes_the_replacement_character(
 def test_an_empty_project_gives_empty_tables_with_types(project: Project, warehouse: Warehouse) -> None:
     warehouse.sync(project)
 
-    assert warehouse.counts() == dict.fromkeys([table.name for table in TABLES], 0)
+    assert warehouse.counts() == dict.fromkeys([table.name for table in PROJECT_TABLES], 0)
     types = dict(
         warehouse.query("SELECT table_name || '.' || column_name, data_type FROM information_schema.columns")
     )
@@ -389,7 +389,7 @@ def test_an_empty_project_gives_empty_tables_with_types(project: Project, wareho
         "double": "DOUBLE",
         "bool": "BOOLEAN",
     }
-    for table in (PLAIN_EVENTS, *TABLES[1:]):
+    for table in (PLAIN_EVENTS, *PROJECT_TABLES[1:]):
         for column in table.columns:
             assert types[f"{table.name}.{column.name}"] == expected.get(column.kind, "VARCHAR")
 
@@ -624,7 +624,7 @@ def test_every_table_and_column_is_described_in_the_schema(project: Project, war
     warehouse.sync(project)
 
     tables = warehouse.pipeline.default_schema.tables
-    for table in TABLES:
+    for table in PROJECT_TABLES:
         assert tables[table.name].get("description") == table.description
         for column in (PLAIN_EVENTS if table is EVENTS else table).columns:
             assert tables[table.name]["columns"][column.name].get("description") == column.description
@@ -635,7 +635,7 @@ def test_nothing_is_added_to_the_tables_but_what_the_catalogue_names(
 ) -> None:
     warehouse.sync(project)
 
-    for table in (PLAIN_EVENTS, *TABLES[1:]):
+    for table in (PLAIN_EVENTS, *PROJECT_TABLES[1:]):
         names = [
             name
             for (name,) in warehouse.query(

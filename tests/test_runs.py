@@ -455,7 +455,8 @@ def test_the_report_counts_the_rows_of_all_tables(busy_project: Project, place: 
     report = run_sync(place.pipeline, rows_per_commit=10**6, **busy_project.credentials)
 
     counts = place.counts()
-    assert {name: metrics.get("rows") for name, metrics in report.tables.items()} == counts
+    rows = {name: metrics["rows"] for name, metrics in report.tables.items() if "rows" in metrics}
+    assert rows == counts
     assert report.rows == sum(counts.values())
 
 

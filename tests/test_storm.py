@@ -20,10 +20,18 @@ import pytest
 from dlt.sources import DltResource
 
 from posthog_emulator.storm import KINDS
-from posthog_source.catalog import TABLES
 from posthog_source.config import EventsSettings, PeopleSettings, ResultsSettings, build_settings
 from posthog_source.resources import build_resources
-from tests.conftest import NO_LIMITS, FakeTime, Project, Server, Warehouse, add_events, client_of
+from tests.conftest import (
+    NO_LIMITS,
+    PROJECT_TABLES,
+    FakeTime,
+    Project,
+    Server,
+    Warehouse,
+    add_events,
+    client_of,
+)
 
 SEEDS = range(1, 1 + int(os.environ.get("POSTHOG_STORM_SEEDS", "2")))
 WRITE_MODES = ("window", "upsert", "append")
@@ -86,7 +94,7 @@ def tables(warehouse: Warehouse) -> dict[str, Counter[tuple[Any, ...]]]:
     """All rows of all tables of the catalogue."""
     found = {}
     with duckdb.connect(str(warehouse.path / "warehouse.duckdb"), read_only=True) as connection:
-        for table in TABLES:
+        for table in PROJECT_TABLES:
             relation = connection.sql(f"FROM posthog_data.{table.name}")
             names = [n for n in relation.columns if not n.startswith("_dlt") and n not in UNORDERED]
             cells = [f"({name} IS NULL)::text" if name in OWN_TIMES else f"{name}::text" for name in names]
