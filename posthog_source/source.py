@@ -26,6 +26,7 @@ from posthog_source.config import (
     build_table_settings,
 )
 from posthog_source.events import utc_now
+from posthog_source.logs import join_dlt
 from posthog_source.queries import build_query
 from posthog_source.query_tables import build_query_settings, parse_queries
 from posthog_source.resources import build_resources
@@ -134,6 +135,7 @@ def posthog_source(
     Raises:
         SettingsError: A setting is missing or cannot be right; nothing was sent.
     """
+    join_dlt()
     warn_of_unknown_keys(known_settings(posthog_source))
     settings = build_settings(
         project_id=project_id,
@@ -213,6 +215,7 @@ def posthog_query(
     Raises:
         SettingsError: A setting is missing or cannot be right; nothing was sent.
     """
+    join_dlt()
     warn_of_unknown_keys(known_settings(posthog_source, posthog_query))
     settings = build_settings(
         project_id=project_id,

@@ -34,10 +34,10 @@ from posthog_source import posthog_query, posthog_source
 
 
 def said_by(folder: Path, program: str) -> list[str]:
-    """Lines on stderr of a program that makes sources in a folder."""
+    """What lines on stderr say of a program that makes sources in a folder."""
     done = run_program("-c", PROGRAM.format(program), cwd=folder)
     assert done.returncode == 0, done.stderr
-    return done.stderr.splitlines()
+    return [line.rsplit("|", 1)[-1] for line in done.stderr.splitlines()]
 
 
 def write(folder: Path, **files: str) -> None:
