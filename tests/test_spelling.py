@@ -184,21 +184,28 @@ def test_what_is_misspelt_in_toml_is_told_with_its_section_and_its_file(tmp_path
 
 
 def test_a_clone_is_looked_through_by_its_own_sections_and_each_source_once(tmp_path: Path) -> None:
+    program = (
+        'posthog_source.clone(name="eu", section="eu")()\n'
+        'posthog_source.clone(name="staging")()\n'
+        "posthog_source()"
+    )
     write(
         tmp_path,
         config=(
             '[sources.eu]\nhots = "eu"\n[sources.posthog]\nhosts = "eu"\n'
-            '[sources.posthog.staging]\nhost = "us"\n'
+            '[sources.posthog.staging]\nhost = "us"\n[sources.staging]\nhos = "us"\n'
         ),
         secrets="".join(
             f'[sources.{name}]\nproject_id = 1\napi_key = "{KEY}"\n' for name in ("eu", "posthog")
         ),
     )
 
-    said = said_by(tmp_path, 'posthog_source.clone(name="eu", section="eu")()\nposthog_source()')
+    said = said_by(tmp_path, program)
 
     assert [line.split(" is no ")[0] for line in said] == [
         "hots under [sources.eu] in config.toml",
+        "hosts under [sources.posthog] in config.toml",
+        "hos under [sources.staging] in config.toml",
         "hosts under [sources.posthog] in config.toml",
     ]
 

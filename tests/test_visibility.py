@@ -16,7 +16,6 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, get_args
 
-import pytest
 from dlt.common.configuration.specs import RuntimeConfiguration
 from dlt.common.runtime.collector import LogCollector
 from dlt.common.runtime.collector_base import Collector
@@ -189,29 +188,23 @@ def test_each_setting_of_the_document_is_one_of_dlts() -> None:
         assert set(section[1]) <= set(known)
 
 
-def test_warnings_reach_the_terminal_by_default_and_lines_of_information_do_not(tmp_path: Path) -> None:
+def test_warnings_reach_the_terminal_once_by_dlt_or_as_a_program_sets_up_logging(tmp_path: Path) -> None:
     program = (
         "import logging\nfrom posthog_source import posthog_source\n"
-        "posthog_source(project_id=1, api_key='phx_x')\n"
-        "for level in (logging.INFO, logging.WARNING):\n"
-        "    logging.getLogger('posthog_source').log(level, logging.getLevelName(level))\n"
+        "def tell(who):\n"
+        "    posthog_source(project_id=1, api_key='phx_x')\n"
+        "    for level in (logging.INFO, logging.WARNING):\n"
+        "        logging.getLogger('posthog_source').log(level, '%s %d', who, level)\n"
+        "tell('dlt')\n"
+        "logging.basicConfig(format='own|%(message)s')\n"
+        "tell('program')\n"
     )
 
     done = run_program("-c", program, cwd=tmp_path)
 
-    assert [line.rsplit("|", 1)[-1] for line in done.stderr.splitlines()] == ["WARNING"]
-
-
-def test_a_program_with_logging_of_its_own_gets_each_line_once_and_dlt_does_not(
-    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    posthog_source(**CREDENTIALS)
-    posthog_source(**CREDENTIALS)
-
-    logging.getLogger("posthog_source").warning("once")
-
-    assert caplog.messages == ["once"]
-    assert "once" not in capsys.readouterr().err
+    by_dlt, by_program = done.stderr.splitlines()
+    assert by_dlt.endswith("|dlt 30")
+    assert by_program == "own|program 30"
 
 
 def test_a_level_that_somebody_has_given_to_the_connectors_logger_stays() -> None:
