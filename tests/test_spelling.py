@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from dlt.common.configuration.container import Container
-from dlt.common.configuration.providers import VaultDocProvider
+from dlt.common.configuration.providers import ConfigProvider, ConfigTomlProvider, VaultDocProvider
 from dlt.common.configuration.resolve import inject_section
 from dlt.common.configuration.specs import PluggableRunContext
 from dlt.common.configuration.specs.config_section_context import ConfigSectionContext
@@ -240,13 +240,36 @@ class Vault(VaultDocProvider):
         return {"sources-posthog"}
 
 
-def test_a_vault_is_asked_for_nothing() -> None:
-    vault, providers = Vault(), Container()[PluggableRunContext].providers.providers
-    providers.append(vault)
+def warn_with(provider: ConfigProvider) -> None:
+    """Looks for unknown keys where there is one provider more."""
+    providers = Container()[PluggableRunContext].providers.providers
+    providers.append(provider)
     try:
         with inject_section(ConfigSectionContext(sections=("sources", "posthog", "posthog"))):
             warn_of_unknown_keys(KNOWN)
     finally:
-        providers.remove(vault)
+        providers.remove(provider)
+
+
+def test_a_vault_is_asked_for_nothing() -> None:
+    vault = Vault()
+
+    warn_with(vault)
 
     assert vault.asked == []
+
+
+def test_a_file_for_all_projects_of_a_machine_is_told_from_the_projects_own(
+    tmp_path: Path, warnings: pytest.LogCaptureFixture
+) -> None:
+    for folder in ("own", "all"):
+        (tmp_path / folder).mkdir()
+        text = f'[sources.posthog]\nhost_of_{folder} = "eu"\n'
+        (tmp_path / folder / "config.toml").write_text(text, encoding="utf-8")
+
+    warn_with(ConfigTomlProvider(str(tmp_path / "own"), str(tmp_path / "all")))
+
+    assert {message.split(" is no ")[0] for message in warnings.messages} == {
+        "host_of_own under [sources.posthog] in config.toml",
+        "host_of_all under [sources.posthog] in global:config.toml",
+    }
