@@ -21,9 +21,9 @@ from dlt.common.runtime.collector import LogCollector
 from dlt.common.runtime.collector_base import Collector
 from dlt.pipeline.progress import TSupportedCollectors
 
-from posthog_source import posthog_source
+from posthog_source import posthog_source, run_backfill
 from posthog_source.progress import shared_progress
-from tests.conftest import ROOT, Project, add_events, run_program
+from tests.conftest import ROOT, Project, Warehouse, add_events, run_program
 from tests.test_documents import blocks
 from tests.test_spelling import CREDENTIALS, write
 
@@ -34,15 +34,13 @@ COLLECTORS = get_args(TSupportedCollectors)
 
 PROGRESS = """
 import sys, dlt
-from posthog_source import posthog_source, run_backfill
+from posthog_source import posthog_source
 
 for name in sys.argv[1:]:
     print("===", name)
     pipeline = dlt.pipeline(name, destination="duckdb", dataset_name="posthog_data", progress=name)
     pipeline.run(posthog_source(tables=["events"], end_date="2026-01-03"))
     print("\\nrows:", pipeline.last_trace.last_normalize_info.row_counts["events"])
-print("=== at once")
-print("\\nrows:", run_backfill(pipeline, "2026-01-01", "2026-01-03", parallel=2).rows)
 """
 
 
@@ -91,20 +89,65 @@ def documents(text: str) -> list[dict[str, Any]]:
     return found
 
 
-def test_each_of_dlts_collectors_shows_a_sync_and_the_strictest_ranges_that_are_read_at_once(
-    project: Project, tmp_path: Path
-) -> None:
-    """In a process of its own, whose output they take hold of. alive_progress bears no second of its kind."""
+def test_each_of_dlts_collectors_of_progress_shows_a_sync(project: Project, tmp_path: Path) -> None:
+    """In a process of its own, whose output they take hold of."""
     two_days(project)
-    names = sorted(COLLECTORS, key=lambda name: name == "alive_progress")
 
-    done = run_program("-W", "ignore", "-c", PROGRESS, *names, cwd=tmp_path, project=project)
+    done = run_program("-W", "ignore", "-c", PROGRESS, *COLLECTORS, cwd=tmp_path, project=project)
 
     assert done.returncode == 0, done.stderr
     shown = re.split(r"^=== (.+)\n", done.stdout, flags=re.MULTILINE)[1:]
-    assert shown[::2] == [*names, "at once"]
+    assert shown[::2] == list(COLLECTORS)
     assert all(part.endswith("\nrows: 100\n") for part in shown[1::2])
     assert all("Extract posthog" in part + done.stderr for part in shown[1::2])
+
+
+class Steps(Collector):
+    """Keeps which threads begin steps, and what is counted within them."""
+
+    def __init__(self) -> None:
+        self.threads: set[int] = set()
+        self.open = 0
+        self.most_open = 0
+        self.rows = 0
+        self.total = 0
+
+    def update(
+        self,
+        name: str,
+        inc: int = 1,
+        total: int | None = None,
+        inc_total: int | None = None,
+        message: str | None = None,
+        label: str | None = None,
+    ) -> None:
+        if name == "events":
+            self.rows += inc
+            self.total += (total or 0) + (inc_total or 0)
+
+    def _start(self, step: str) -> None:
+        self.threads.add(threading.get_ident())
+        self.open += 1
+        self.most_open = max(self.most_open, self.open)
+
+    def _stop(self) -> None:
+        self.open -= 1
+
+
+@pytest.mark.usefixtures("no_pipeline_stays_active")
+def test_of_ranges_that_are_read_at_once_a_collector_sees_one_step_and_all_rows(
+    project: Project, tmp_path: Path
+) -> None:
+    """dlt's own die of a second step meanwhile."""
+    two_days(project)
+    steps = Steps()
+    place = Warehouse.at(tmp_path, progress=steps)
+
+    run_backfill(place.pipeline, START, START + 2 * DAY, parallel=2, **project.credentials)
+
+    assert steps.threads == {threading.get_ident()}
+    assert (steps.most_open, steps.open) == (1, 0)
+    assert (steps.rows, steps.total) == (100, 100)
 
 
 def test_a_shared_collector_shows_what_is_read_together_and_nothing_twice() -> None:
