@@ -16,6 +16,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, get_args
 
+import pytest
 from dlt.common.configuration.specs import RuntimeConfiguration
 from dlt.common.runtime.collector import LogCollector
 from dlt.common.runtime.collector_base import Collector
