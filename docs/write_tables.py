@@ -11,14 +11,6 @@ PATH = Path(__file__).with_name("tables.md")
 
 ALL = (*TABLES, *ON_REQUEST, INSIGHT_RESULT_DOCUMENTS)
 
-KEPT_UP = {
-    "window": "windows of time, replaced",
-    "snapshot": "all rows each time, replaced",
-    "merge": "rows that changed",
-    "sweep": "rows of people who did something; all once a week",
-    "group": "the rows of cohorts that were calculated anew; all once a week",
-}
-
 
 def written() -> str:
     """The whole document."""
@@ -40,16 +32,11 @@ def _summary(table: Table) -> str:
     cells = (
         f"[{table.name}](#{table.name})",
         table.description.split(". ")[0].rstrip("."),
-        _kept_up(table),
+        table.kept_up,
         ", ".join(table.primary_key),
         ", ".join(table.scopes),
     )
     return f"| {' | '.join(cells)} |"
-
-
-def _kept_up(table: Table) -> str:
-    cursor = table.cursor if isinstance(table, HogqlTable | RestTable) else None
-    return KEPT_UP[table.disposition] + (f", by {cursor}" if cursor else "")
 
 
 def _section(table: Table) -> list[str]:

@@ -49,7 +49,7 @@ def build_app(clickhouse: ClickHouse, state: State) -> ASGIApp:
         *Capture(clickhouse, state, persons).routes(),
         *Rest(clickhouse, state, gate).routes(),
         *GroupTypes(state, gate).routes(),
-        *Definitions(state, gate).routes(),
+        *Definitions(clickhouse, state, gate).routes(),
         *(_under_project(route, gate) for route in QueryApi(clickhouse, state).routes()),
     ]
     application = Starlette(

@@ -65,7 +65,7 @@ def insight(state: State, given: Mapping[str, Any]) -> dict[str, Any]:
     created_at = str(given.get("created_at") or state.now().isoformat().replace("+00:00", "Z"))
     return {
         "id": number,
-        "short_id": _short_id(number),
+        "short_id": short_id(f"insight {number}"),
         "name": "",
         "derived_name": None,
         "filters": {},
@@ -96,5 +96,6 @@ def insight(state: State, given: Mapping[str, Any]) -> dict[str, Any]:
     } | {"id": number}
 
 
-def _short_id(number: int) -> str:
-    return hashlib.sha256(f"insight {number}".encode()).hexdigest()[:8]
+def short_id(text: str) -> str:
+    """What stands for an object in addresses."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -196,8 +196,9 @@ def insights(
 def defined(state: State, event_names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     """What else the product's people have defined, by list: events and properties, and two of each other."""
     given: dict[str, list[dict[str, Any]]] = {
-        resource.path: [{resource.texts.split()[0]: f"{resource.path} {n}"} for n in (1, 2)]
+        resource.path: [dict.fromkeys(resource.texts.split()[:1], f"{resource.path} {n}") for n in (1, 2)]
         for resource in RESOURCES
+        if "{" not in resource.path
     }
     given |= {
         "event_definitions": [{"name": name} for name in event_names],

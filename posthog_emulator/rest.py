@@ -79,6 +79,7 @@ class Rest:
             Route(project, gate.project(self._project, ["project:read"])),
             Route("/api/users/@me", gate.account(self._me, ["user:read"], restricted_keys=True)),
             Route("/api/users/{uuid}", gate.account(self._other_user, ["user:read"], restricted_keys=True)),
+            Route("/api/organizations", gate.account(self._organizations, ["organization:read"])),
             Route(
                 "/api/organizations/{organization_id}",
                 gate.account(self._organization, ["organization:read"]),
@@ -131,7 +132,7 @@ class Rest:
                 "date_joined": self._state.projects[1].created_at,
                 "is_staff": False,
                 "team": self._project_basics(current) if current else None,
-                "organization": self._organization_basics(),
+                "organization": self._organization_basics(self._state.organization_id),
                 "organizations": [
                     {
                         "id": self._state.organization_id,
@@ -148,10 +149,15 @@ class Rest:
     async def _other_user(self, request: Request) -> Response:  # noqa: ARG002 - an endpoint
         raise ApiError(403, "As a non-staff user you're only allowed to access the `@me` user instance.")
 
+    async def _organizations(self, request: Request) -> Response:
+        return page_of(request, [self._organization_basics(one) for one in self._state.organization_ids()])
+
     async def _organization(self, request: Request) -> Response:
-        if request.path_params["organization_id"] not in ("@current", self._state.organization_id):
+        wanted = request.path_params["organization_id"]
+        wanted = self._state.organization_id if wanted == "@current" else wanted
+        if wanted not in self._state.organization_ids():
             raise ApiError(404, "Organization not found.")
-        return json_response(self._organization_basics())
+        return json_response(self._organization_basics(wanted))
 
     async def _cohorts(self, request: Request) -> Response:
         query, project = request.query_params, request.state.project
@@ -279,7 +285,7 @@ class Rest:
         return {
             "id": project.id,
             "uuid": project.uuid,
-            "organization": self._state.organization_id,
+            "organization": self._state.organization_of(project),
             "project_id": project.id,
             "api_token": project.token,
             "name": project.name,
@@ -291,10 +297,10 @@ class Rest:
             "access_control": False,
         }
 
-    def _organization_basics(self) -> dict[str, Any]:
-        projects = [self._project_basics(one) for one in self._state.projects.values()]
+    def _organization_basics(self, organization_id: str) -> dict[str, Any]:
+        projects = [self._project_basics(one) for one in self._state.projects_of(organization_id)]
         return {
-            "id": self._state.organization_id,
+            "id": organization_id,
             "name": "Emulated",
             "slug": "emulated",
             "created_at": self._state.projects[1].created_at,

@@ -1,8 +1,8 @@
 """The lists of what people have defined: dashboards, flags, surveys, actions and their like, a row each.
 
 Each keeps the paging, order and filter quirks of PostHog's (rest_api.md 3 and 4; 2026). Objects are put in by
-the control API and never change by themselves. Not here: cohorts, insights and what stands above projects
-(`rest`), kinds of groups (`group_types`).
+the control API and never change by themselves, nor does the activity log grow by itself. Not here: cohorts,
+insights, projects and organizations themselves (`rest`), kinds of groups (`group_types`).
 """
 
 from __future__ import annotations
@@ -11,18 +11,21 @@ import random
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
-from urllib.parse import urlencode
 
+import orjson
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from posthog_emulator import definitions
-from posthog_emulator.auth import Gate
+from posthog_emulator.auth import Endpoint, Gate
+from posthog_emulator.clickhouse import ClickHouse
 from posthog_emulator.envelope import ApiError, json_response
-from posthog_emulator.paging import page_of
+from posthog_emulator.hogql import literals
+from posthog_emulator.paging import page_by_cursor, page_by_number, page_of
 from posthog_emulator.state import Project, State
 
 REFUSALS = {
@@ -40,11 +43,11 @@ class Resource:
     """One list.
 
     Attributes:
-        path: Below the project.
+        path: Below the project; where `{parent}` is in it, there is a list for each of another list's items.
         scope: What a key needs.
         texts, numbers, flags, times, objects, lists: Names of an item's members beside its id.
         id_kind: What ids are.
-        paging: `offset`; `pages` of 1,000 by number; `whole`, in one object.
+        paging: `offset`; `pages` of 1,000 by number; `whole`, in one object; `cursor`, newest first.
         default: Items of a page that names no limit.
         most: Items of a page at most, whatever the limit.
         default_order: What the list is ordered by of itself; empty where that leaves ties, and so any order.
@@ -56,6 +59,10 @@ class Resource:
         date_field: What `date_from` and `date_to` compare, both exclusive.
         added: Items that are in no table, as PostHog adds them to the last page.
         throttle: Which limits count.
+        detail_key: Member by which a GET of one item finds it; empty where there is none. Only it has the
+            members under `_detail`.
+        is_organizations: Whether it stands below the organization, and takes the items of all its projects.
+        after_days: `after` is that many days ago unless it is given; items made earlier are left out.
     """
 
     path: str
@@ -67,7 +74,7 @@ class Resource:
     objects: str = ""
     lists: str = ""
     id_kind: Literal["number", "uuid"] = "number"
-    paging: Literal["offset", "pages", "whole"] = "offset"
+    paging: Literal["offset", "pages", "whole", "cursor"] = "offset"
     default: int = 100
     most: int | None = None
     default_order: str = ""
@@ -79,6 +86,9 @@ class Resource:
     date_field: str = ""
     added: tuple[dict[str, Any], ...] = ()
     throttle: str = "default"
+    detail_key: str = ""
+    is_organizations: bool = False
+    after_days: int = 0
 
     def item(self, state: State, given: Mapping[str, Any]) -> dict[str, Any]:
         """An object, whole, from whatever part of it is given."""
@@ -94,6 +104,8 @@ class Resource:
             (self.lists, []),
         ):
             blank |= dict.fromkeys(names.split(), value)
+        if "short_id" in blank:
+            blank["short_id"] = definitions.short_id(f"{self.path} {given.get('id', blank['id'])}")
         if "created_by" in blank:
             blank["created_by"] = definitions.user(state)
         return blank | dict(given)
@@ -110,6 +122,7 @@ RESOURCES = (
         objects="created_by user_access_level access_control_version",
         lists="tags",
         hides_unlisted=True,
+        detail_key="id",
     ),
     Resource(
         path="feature_flags",
@@ -138,6 +151,7 @@ RESOURCES = (
         orders=("name", "created_at", "updated_at", "start_date", "end_date", "duration", "status"),
         is_strict=True,
         hides_archived=True,
+        detail_key="id",
     ),
     Resource(
         path="experiment_holdouts",
@@ -206,6 +220,7 @@ RESOURCES = (
         objects="created_by last_modified_by",
         order_param="order",
         date_field="last_modified_at",
+        detail_key="short_id",
     ),
     Resource(
         path="event_definitions",
@@ -318,6 +333,50 @@ RESOURCES = (
         lists="latest_runs",
     ),
     Resource(
+        path="batch_exports/{parent}/runs",
+        scope="batch_export:read",
+        id_kind="uuid",
+        texts="status latest_error batch_export",
+        numbers="records_completed records_total_count bytes_exported",
+        times="created_at finished_at last_updated_at data_interval_start data_interval_end",
+        objects="cursor backfill",
+        paging="cursor",
+        after_days=7,
+    ),
+    Resource(
+        path="activity_log",
+        scope="activity_log:read",
+        id_kind="uuid",
+        texts="organization_id client activity item_id scope",
+        flags="unread was_impersonated is_system",
+        times="created_at",
+        objects="user detail",
+        paging="cursor",
+        most=1_000,
+    ),
+    Resource(
+        path="members",
+        scope="organization_member:read",
+        id_kind="uuid",
+        numbers="level",
+        flags="is_2fa_enabled has_social_auth",
+        times="joined_at updated_at last_login",
+        objects="user",
+        order_param="order",
+        is_organizations=True,
+    ),
+    Resource(
+        path="roles",
+        scope="organization:read",
+        id_kind="uuid",
+        texts="name",
+        flags="is_default",
+        times="created_at",
+        objects="created_by",
+        lists="members",
+        is_organizations=True,
+    ),
+    Resource(
         path="warehouse_saved_queries",
         scope="warehouse_view:read",
         id_kind="uuid",
@@ -340,38 +399,79 @@ RESOURCES = (
         lists="schemas",
     ),
 )
-PAGE_BY_NUMBER = 1_000
 BY_PATH = {resource.path: resource for resource in RESOURCES}
 
 
 class Definitions:
     """The routes of one server."""
 
-    def __init__(self, state: State, gate: Gate) -> None:
+    def __init__(self, clickhouse: ClickHouse, state: State, gate: Gate) -> None:
+        self._clickhouse = clickhouse
         self._state = state
         self._gate = gate
         self._shuffles = 0
 
     def routes(self) -> list[Route]:
-        """Every list."""
+        """Every list, and what else is told of its items."""
         project = "/api/projects/{project_id}"
-        return [Route(f"{project}/{resource.path}", self._list(resource)) for resource in RESOURCES]
+        counts = self._gate.project(self._survey_responses, ["survey:read"])
+        routes = [
+            Route(f"{project}/surveys/responses_count", self._if_served("surveys/responses_count", counts))
+        ]
+        for one in RESOURCES:
+            if one.is_organizations:
+                route = self._gate.account(self._answer_for_organization(one), [one.scope])
+                routes.append(Route(f"/api/organizations/{{organization_id}}/{one.path}", route))
+                continue
+            route = self._gate.project(self._answer_for_project(one), [one.scope], one.throttle)
+            routes.append(Route(f"{project}/{one.path}", self._if_served(one.path, route)))
+            if one.detail_key:
+                detail = self._gate.project(_detail_of(one), [one.scope], one.throttle)
+                routes.append(Route(f"{project}/{one.path}/{{item}}", self._if_served(one.path, detail)))
+        return routes
 
-    def _list(self, resource: Resource) -> Any:
+    def _answer_for_project(self, resource: Resource) -> Endpoint:
         async def answer(request: Request) -> Response:
-            project: Project = request.state.project
-            found = [
-                one for one in project.definitions.get(resource.path, []) if _is_shown(resource, one, request)
-            ]
-            return _answer(request, resource, self._ordered(resource, found, request))
+            return self._answer(request, resource, request.state.project.definitions.get(resource.path, []))
 
-        guarded = self._gate.project(answer, [resource.scope], resource.throttle)
+        return answer
+
+    def _answer_for_organization(self, resource: Resource) -> Endpoint:
+        async def answer(request: Request) -> Response:
+            if resource.path == "roles" and request.query_params:
+                raise ApiError(500)  # older servers hand every parameter to the database (rest_api.md 4.19)
+            projects = self._state.projects_of(request.path_params["organization_id"])
+            if not projects:
+                raise ApiError(404, "Organization not found.")
+            items = [item for one in projects for item in one.definitions.get(resource.path, [])]
+            return self._answer(request, resource, items)
+
+        return answer
+
+    def _answer(self, request: Request, resource: Resource, items: Sequence[dict[str, Any]]) -> Response:
+        found = [one for one in items if _is_shown(resource, one, request, self._state.now())]
+        return _answer(request, resource, self._ordered(resource, found, request))
+
+    async def _survey_responses(self, request: Request) -> Response:
+        """How many answers each survey has, of those that are there."""
+        project: Project = request.state.project
+        ids = ", ".join(literals.text(one["id"]) for one in project.definitions.get("surveys", [])) or "''"
+        sql = (
+            "SELECT JSONExtractString(properties, '$survey_id') AS survey, count() FROM events"
+            f" WHERE team_id = {project.id} AND event = 'survey sent' AND survey IN ({ids})"
+            " GROUP BY survey"
+        )
+        answer = await run_in_threadpool(self._clickhouse.run, sql)
+        return json_response({survey: int(count) for survey, count in orjson.loads(answer.rows_json)})
+
+    def _if_served(self, path: str, guarded: Endpoint) -> Endpoint:
+        """Only where the project has the list at all."""
 
         async def if_served(request: Request) -> Response:
             number = request.path_params["project_id"]
             project = self._state.projects.get(int(number)) if number.isdecimal() else None
-            status = project.settings.unavailable.get(resource.path) if project else None
-            is_elsewhere = project and resource.path in project.settings.environments_only
+            status = project.settings.unavailable.get(path) if project else None
+            is_elsewhere = project and path in project.settings.environments_only
             if status == 404 or (is_elsewhere and request.scope["posthog.path"].startswith("/api/projects/")):
                 raise ApiError(404, REFUSALS[404][0])
             if status in REFUSALS:
@@ -409,10 +509,30 @@ def find_resource(path: str) -> Resource:
     return BY_PATH[path]
 
 
-def _is_shown(resource: Resource, item: Mapping[str, Any], request: Request) -> bool:
+def _detail_of(resource: Resource) -> Endpoint:
+    """One item, with what only its own GET tells."""
+
+    async def answer(request: Request) -> Response:
+        wanted = request.path_params["item"]
+        for one in request.state.project.definitions.get(resource.path, []):
+            if str(one[resource.detail_key]) == wanted and not one.get("deleted"):
+                return json_response(_public(one) | one.get("_detail", {}))
+        raise ApiError(404, "Not found.")
+
+    return answer
+
+
+def _is_shown(resource: Resource, item: Mapping[str, Any], request: Request, now: datetime) -> bool:
     query = request.query_params
-    if item.get("deleted"):
+    if item.get("deleted") or item.get("_parent") != request.path_params.get("parent"):
         return False
+    if resource.path == "activity_log" and query.get("scope", item["scope"]) != item["scope"]:
+        return False
+    if resource.after_days:
+        after = query.get("after")
+        bound = datetime.fromisoformat(after) if after else now - timedelta(days=resource.after_days)
+        bound = bound if bound.tzinfo else bound.replace(tzinfo=UTC)
+        return bound <= datetime.fromisoformat(item["created_at"]) <= now
     if resource.hides_archived and bool(item.get("archived")) != (query.get("archived") == "true"):
         return False
     if resource.hides_unlisted:
@@ -444,29 +564,19 @@ def _is_of_type(item: Mapping[str, Any], query: Mapping[str, str]) -> bool:
 
 
 def _answer(request: Request, resource: Resource, items: Sequence[dict[str, Any]]) -> Response:
-    shown = [{name: value for name, value in one.items() if not name.startswith("_")} for one in items]
+    shown = [_public(one) for one in items]
     if resource.paging == "whole":
         return json_response({"results": shown})
     if resource.paging == "pages":
-        return _numbered(request, shown)
+        return page_by_number(request, shown)
+    if resource.paging == "cursor":
+        return page_by_cursor(request, shown, "created_at", most=resource.most)
     added: Sequence[dict[str, Any]] = resource.added
     if resource.path == "property_definitions" and request.query_params.get("type") in ("person", "group"):
         added = [{"id": "$builtin_virtual", "name": "$virt_initial_channel_type", "virtual": True}]
     return page_of(request, shown, default=resource.default, most=resource.most, appended=added)
 
 
-def _numbered(request: Request, items: Sequence[dict[str, Any]]) -> Response:
-    number = int(request.query_params.get("page", "1"))
-    pages = max(1, -(-len(items) // PAGE_BY_NUMBER))
-    if not 1 <= number <= pages:
-        raise ApiError(404, "Invalid page.")
-    host, path = request.headers.get("host", "localhost"), request.scope["posthog.path"]
-    following = f"{request.url.scheme}://{host}{path}?{urlencode({'page': number + 1})}"
-    return json_response(
-        {
-            "count": len(items),
-            "next": following if number < pages else None,
-            "previous": None,
-            "results": items[(number - 1) * PAGE_BY_NUMBER : number * PAGE_BY_NUMBER],
-        }
-    )
+def _public(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Less what only the emulator knows."""
+    return {name: value for name, value in item.items() if not name.startswith("_")}

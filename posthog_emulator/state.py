@@ -55,6 +55,7 @@ class ProjectSettings:
     gzip: bool = True
     unavailable: dict[str, int] = field(default_factory=dict)
     environments_only: tuple[str, ...] = ()
+    organization_id: str = ""
 
     def update(self, changes: Mapping[str, Any]) -> None:
         """Change settings by name; `rate_limits` changes only the classes it names."""
@@ -223,6 +224,19 @@ class State:
         if key.project_ids is None:
             return next(iter(self.projects.values()))
         return next((self.projects[n] for n in key.project_ids if n in self.projects), None)
+
+    def organization_of(self, project: Project) -> str:
+        """The organization that a project belongs to: the server's own unless its settings name another."""
+        return project.settings.organization_id or self.organization_id
+
+    def organization_ids(self) -> list[str]:
+        """All organizations, the server's own first."""
+        found = [self.organization_of(project) for project in self.projects.values()]
+        return list(dict.fromkeys([self.organization_id, *found]))
+
+    def projects_of(self, organization_id: str) -> list[Project]:
+        """An organization's projects."""
+        return [one for one in self.projects.values() if self.organization_of(one) == organization_id]
 
     def new_definition_id(self) -> int:
         """A number no other cohort or insight has."""

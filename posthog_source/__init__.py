@@ -5,24 +5,34 @@ from posthog_source import posthog_source
 
 pipeline = dlt.pipeline("posthog", destination="duckdb", dataset_name="posthog_data")
 pipeline.run(posthog_source())
+
+What is behind the door is imported when it is asked for: dlt takes a second, and the command line's help
+does without.
 """
 
-from posthog_source.errors import PosthogSourceError, find_cause
-from posthog_source.identity import create_person_view
-from posthog_source.report import Budget, RunReport
-from posthog_source.runs import run_backfill, run_sync
-from posthog_source.source import EventsConfig, PeopleConfig, ResultsConfig, posthog_query, posthog_source
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from posthog_source.checkup import Checkup, check
+    from posthog_source.errors import PosthogSourceError, find_cause
+    from posthog_source.identity import create_person_view
+    from posthog_source.report import Budget, RunReport
+    from posthog_source.runs import run_backfill, run_sync
+    from posthog_source.source import EventsConfig, PeopleConfig, ResultsConfig, posthog_query, posthog_source
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Budget",
+    "Checkup",
     "EventsConfig",
     "PeopleConfig",
     "PosthogSourceError",
     "ResultsConfig",
     "RunReport",
     "__version__",
+    "check",
     "create_person_view",
     "find_cause",
     "posthog_query",
@@ -30,3 +40,26 @@ __all__ = [
     "run_backfill",
     "run_sync",
 ]
+
+_ROOMS = {
+    "Budget": "report",
+    "Checkup": "checkup",
+    "EventsConfig": "source",
+    "PeopleConfig": "source",
+    "PosthogSourceError": "errors",
+    "ResultsConfig": "source",
+    "RunReport": "report",
+    "check": "checkup",
+    "create_person_view": "identity",
+    "find_cause": "errors",
+    "posthog_query": "source",
+    "posthog_source": "source",
+    "run_backfill": "runs",
+    "run_sync": "runs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)

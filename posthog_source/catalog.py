@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 
 from posthog_source.config import EventsSettings, PromotedKind
-from posthog_source.definitions import DEFINITIONS
+from posthog_source.definitions import DEFINITIONS, DETAILS
 from posthog_source.errors import SettingsError
 from posthog_source.tables import (
     DELETED_AT,
@@ -488,14 +488,14 @@ TABLES: tuple[Table, ...] = (
 )
 """Everything that is exported unless told otherwise, in the order in which it is."""
 
-ON_REQUEST: tuple[Table, ...] = (INSIGHT_RESULTS,)
-"""What is exported only where it is asked for by name, since it costs a request an insight."""
+ON_REQUEST: tuple[Table, ...] = (*DETAILS, INSIGHT_RESULTS)
+"""What is exported only where it is asked for by name, since it costs a request for each object."""
 
 TABLE_GROUPS: Mapping[str, tuple[str, ...]] = {
     "events": (EVENTS.name,),
     "people": tuple(t.name for t in TABLES if t is not EVENTS and t not in DEFINITIONS),
     "definitions": tuple(table.name for table in DEFINITIONS),
-    "results": tuple(table.name for table in ON_REQUEST),
+    "results": (INSIGHT_RESULTS.name,),
 }
 """Names for several tables at once."""
 

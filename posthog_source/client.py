@@ -81,6 +81,9 @@ logger = logging.getLogger("posthog_source")
 P = ParamSpec("P")
 T = TypeVar("T")
 
+Parent = Literal["projects", "environments", "server"]
+"""What a REST path stands below: the project, by its name or the older one, or `/api/` itself."""
+
 
 @dataclass(frozen=True)
 class Usage:
@@ -268,13 +271,14 @@ class Client:
         params: Mapping[str, str] | None = None,
         *,
         rate: RateClass = "default",
+        parent: Parent = "projects",
         is_heavy: bool = False,
     ) -> dict[str, object]:
-        """One JSON object from `/api/projects/:id/{path}`. Raises as `query`.
+        """One JSON object from `/api/projects/:id/{path}`, or below another parent. Raises as `query`.
 
         Where PostHog has to compute it (`is_heavy`) and gives up, it is not asked again.
         """
-        return self._get(path, params, rate, _read_object, is_heavy=is_heavy)
+        return self._get(path, params, rate, _read_object, parent, is_heavy=is_heavy)
 
     def list(
         self,
@@ -282,7 +286,7 @@ class Client:
         params: Mapping[str, str],
         *,
         rate: RateClass = "default",
-        parent: Literal["projects", "environments"] = "projects",
+        parent: Parent = "projects",
     ) -> Iterator[dict[str, object]]:
         """Pages of a REST list, each with `results`, until PostHog names no next one.
 
@@ -311,7 +315,7 @@ class Client:
         params: Mapping[str, str] | None,
         rate: RateClass,
         read: Callable[[Body], dict[str, object]],
-        parent: str = "projects",
+        parent: Parent = "projects",
         *,
         is_heavy: bool = False,
     ) -> dict[str, object]:
@@ -320,8 +324,8 @@ class Client:
         request = _Request("GET", target, rate, is_heavy=is_heavy)
         return self._ask(request, lambda answer, _: read(_accept(answer, request)))
 
-    def _path(self, path: str, parent: str = "projects") -> str:
-        return f"/api/{parent}/{self._settings.project_id}/{path}"
+    def _path(self, path: str, parent: Parent = "projects") -> str:
+        return f"/api/{path}" if parent == "server" else f"/api/{parent}/{self._settings.project_id}/{path}"
 
     def _query_request(self, query: Query, *, refresh: str) -> _Request:
         def build(query_id: str) -> bytes:

@@ -3,7 +3,8 @@
 A table is its description, its members by type, and what its list wants to be asked (rest_api.md 3 and 4).
 Free-form members stay JSON, what newer servers add becomes columns of text; secrets, and what depends on
 whose key asks, are left out. Few lists can tell what changed, so most are read whole; deleted objects are not
-listed, and so go from such tables. Not here: how lists are read (`rest`).
+listed, and so go from such tables. What takes a request for each object is a table of its own, read only
+where it is asked for by name. Not here: how lists are read (`rest`).
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ WORDS: Mapping[str, str] = {
     "last_modified_by": "Who edited it last",
     "updated_by": "Who saved it last",
     "deleted": "Always false: what is deleted is not listed",
+    "user": "Who did it",
+    "detail": "What changed",
+    "item_id": "Id of what was changed",
+    "scope": "Kind of what was changed",
     "filters": "Definition",
     "query": "Definition",
     "steps": "What it matches",
@@ -76,8 +81,9 @@ def _whole(
     name: str, description: str, scope: str, members: Mapping[Kind, str], *, path: str = "", **given: Any
 ) -> RestTable:
     """A table whose list is read whole each time, in pages that hold most projects' lists."""
+    key = given.get("primary_key", ("project_id", "id"))
     defaults: dict[str, Any] = {
-        "primary_key": ("project_id", "id"),
+        "primary_key": key,
         "disposition": "snapshot",
         "params": {},
         "page_rows": 1_000,
@@ -89,8 +95,8 @@ def _whole(
     return RestTable(
         name=name,
         description=description,
-        columns=_columns(members, "id"),
-        scopes=(f"{scope}:read",),
+        columns=_columns(members, key[-1]),
+        scopes=tuple(f"{each}:read" for each in scope.split()),
         path=path or f"{name}/",
         **defaults | given,
     )
@@ -98,7 +104,8 @@ def _whole(
 
 INSIGHTS = RestTable(
     name="insights",
-    description="One row per insight: its definition, not its results. Deleted insights stay as last seen.",
+    description="One row per insight: its definition, not its results. Deleted ones go where the key may "
+    "read the activity log, and stay as last seen elsewhere.",
     columns=(
         PROJECT_ID,
         Column("id", "bigint", "The insight's number", is_required=True),
@@ -118,6 +125,7 @@ INSIGHTS = RestTable(
         Column("last_modified_at", "timestamp", "When it was last edited"),
         Column("updated_at", "timestamp", "When it was last saved, by PostHog itself too"),
         Column("last_refresh", "timestamp", "When its result was last computed"),
+        Column("deleted", "bool", WORDS["deleted"]),
     ),
     primary_key=("project_id", "id"),
     disposition="merge",
@@ -131,6 +139,7 @@ INSIGHTS = RestTable(
     cursor="last_modified_at",
     cursor_param="date_from",
     overlap_s=300.0,
+    activity_scope="Insight",
 )
 
 DASHBOARDS = _whole(
@@ -207,6 +216,7 @@ EXPERIMENT_HOLDOUTS = _whole(
         "timestamp": "created_at updated_at",
         "json": "filters created_by",
     },
+    page_rows=10_000,  # no order can be asked for
 )
 
 EXPERIMENT_SAVED_METRICS = _whole(
@@ -219,6 +229,7 @@ EXPERIMENT_SAVED_METRICS = _whole(
         "timestamp": "created_at updated_at",
         "json": "query tags created_by",
     },
+    page_rows=10_000,  # no order can be asked for
 )
 
 SURVEYS = _whole(
@@ -235,6 +246,15 @@ SURVEYS = _whole(
         " targeting_flag internal_targeting_flag created_by",
     },
     page_rows=10_000,  # no order can be asked for
+)
+
+SURVEY_RESPONSE_COUNTS = _whole(
+    "survey_response_counts",
+    "One row per survey that was answered: how often, as PostHog counts.",
+    "survey",
+    {"uuid": "id", "bigint": "count"},
+    path="surveys/responses_count/",
+    answer="counts",
 )
 
 EARLY_ACCESS_FEATURES = _whole(
@@ -282,7 +302,8 @@ ANNOTATIONS = _whole(
 
 NOTEBOOKS = _whole(
     "notebooks",
-    "One row per notebook, without its content. Deleted ones stay as last seen.",
+    "One row per notebook, without its content. Deleted ones go where the key may read the activity log, and "
+    "stay as last seen elsewhere.",
     "notebook",
     {
         "uuid": "id",
@@ -291,11 +312,13 @@ NOTEBOOKS = _whole(
         "timestamp": "created_at last_modified_at",
         "json": "created_by last_modified_by",
     },
+    primary_key=("project_id", "short_id"),
     disposition="merge",
     params={"order": "last_modified_at"},
     cursor="last_modified_at",
     cursor_param="date_from",
     overlap_s=60.0,
+    activity_scope="Notebook",
 )
 
 EVENT_DEFINITIONS = _whole(
@@ -384,6 +407,7 @@ ALERTS = _whole(
         "timestamp": "created_at last_notified_at last_checked_at next_check_at snoozed_until",
         "json": "created_by subscribed_users threshold condition config detector_config checks",
     },
+    page_rows=10_000,  # no order can be asked for
 )
 
 SUBSCRIPTIONS = _whole(
@@ -459,6 +483,26 @@ BATCH_EXPORTS = _whole(
     page_rows=10_000,  # no order can be asked for
 )
 
+BATCH_EXPORT_RUNS = _whole(
+    "batch_export_runs",
+    "One row per run of a batch export, as it was when last seen within a week of its beginning.",
+    "batch_export",
+    {
+        "uuid": "id batch_export backfill",
+        "bigint": "records_completed records_total_count bytes_exported",
+        "text": "status latest_error cursor",
+        "timestamp": "created_at finished_at last_updated_at data_interval_start data_interval_end",
+    },
+    path="batch_exports/{id}/runs/",
+    each=BATCH_EXPORTS,
+    disposition="merge",
+    params={"after": "2020-01-01T00:00:00+00:00"},  # else PostHog goes back seven days
+    cursor="created_at",
+    cursor_param="after",
+    overlap_s=7 * 86_400.0,  # a run changes until it is finished
+    is_newest_first=True,
+)
+
 WAREHOUSE_SAVED_QUERIES = _whole(
     "warehouse_saved_queries",
     "One row per saved query of PostHog's own warehouse, without its SQL.",
@@ -488,6 +532,134 @@ EXTERNAL_DATA_SOURCES = _whole(
     page_rows=10_000,  # no order can be asked for
 )
 
+ACTIVITY_LOG = _whole(
+    "activity_log",
+    "One row per change that somebody made in PostHog, as far back as the plan keeps them.",
+    "activity_log",
+    {
+        "uuid": "id organization_id",
+        "text": "activity scope item_id client",
+        "bool": "was_impersonated is_system",
+        "timestamp": "created_at",
+        "json": "user detail",
+    },
+    disposition="merge",
+    params={"page_size": "1000"},
+    cursor="created_at",
+    overlap_s=300.0,
+    is_newest_first=True,
+)
+
+USERS = _whole(
+    "users",
+    "One row per member of the project's organization.",
+    "organization_member project",
+    {
+        "uuid": "id",
+        "bigint": "level",
+        "bool": "is_2fa_enabled has_social_auth",
+        "timestamp": "joined_at updated_at last_login",
+        "json": "user",
+    },
+    path="members/",
+    root="organization",
+    params={"order": "joined_at"},
+)
+
+ROLES = _whole(
+    "roles",
+    "One row per role in the project's organization.",
+    "organization project",
+    {
+        "uuid": "id",
+        "text": "name",
+        "bool": "is_default",
+        "timestamp": "created_at",
+        "json": "members created_by",
+    },
+    root="organization",
+    page_rows=0,  # older servers take no parameters at all
+)
+
+ORGANIZATIONS = _whole(
+    "organizations",
+    "One row per organization that the key may see.",
+    "organization",
+    {
+        "uuid": "id",
+        "text": "name slug",
+        "bigint": "membership_level plugins_access_level member_count",
+        "bool": "enforce_2fa is_member_join_email_enabled is_ai_data_processing_approved",
+        "timestamp": "created_at updated_at",
+        "json": "metadata available_product_features",
+    },
+    root="server",
+    page_rows=10_000,  # no order can be asked for
+    dropped=DROPPED | {"teams", "projects"},  # which hold the projects' tokens
+)
+
+PROJECTS = _whole(
+    "projects",
+    "One row per project that the key may see.",
+    "project",
+    {
+        "bigint": "id",
+        "uuid": "uuid organization",
+        "text": "name timezone",
+        "bool": "ingested_event is_demo completed_snippet_onboarding access_control",
+        "json": "has_completed_onboarding_for",
+    },
+    root="server",
+    page_rows=10_000,  # no order can be asked for
+)
+
+EXPERIMENT_METRICS = _whole(
+    "experiment_metrics",
+    "One row per experiment: what it measures, which newer servers' lists leave out.",
+    "experiment",
+    {
+        "bigint": "id",
+        "json": "metrics metrics_secondary saved_metrics",
+        "timestamp": "updated_at",
+    },
+    path="experiments/{id}/",
+    each=EXPERIMENTS,
+    answer="object",
+    is_open=False,
+)
+
+NOTEBOOK_CONTENTS = _whole(
+    "notebook_contents",
+    "One row per notebook: its content, a ProseMirror document.",
+    "notebook",
+    {
+        "uuid": "id",
+        "text": "short_id title text_content",
+        "bigint": "version",
+        "json": "content",
+        "timestamp": "last_modified_at",
+    },
+    path="notebooks/{short_id}/",
+    each=NOTEBOOKS,
+    answer="object",
+    is_open=False,
+)
+
+DASHBOARD_CONTENTS = _whole(
+    "dashboard_contents",
+    "One row per dashboard: its tiles with their results, computed for the purpose. Reading it counts as a "
+    "visit.",
+    "dashboard",
+    {"bigint": "id", "text": "name", "json": "tiles filters variables"},
+    path="dashboards/{id}/",
+    each=DASHBOARDS,
+    answer="object",
+    is_open=False,
+)
+
+DETAILS: tuple[RestTable, ...] = (EXPERIMENT_METRICS, NOTEBOOK_CONTENTS, DASHBOARD_CONTENTS)
+"""Those that take a request for each object."""
+
 DEFINITIONS: tuple[RestTable, ...] = (
     INSIGHTS,
     DASHBOARDS,
@@ -497,6 +669,7 @@ DEFINITIONS: tuple[RestTable, ...] = (
     EXPERIMENT_HOLDOUTS,
     EXPERIMENT_SAVED_METRICS,
     SURVEYS,
+    SURVEY_RESPONSE_COUNTS,
     EARLY_ACCESS_FEATURES,
     ACTIONS,
     ANNOTATIONS,
@@ -511,7 +684,13 @@ DEFINITIONS: tuple[RestTable, ...] = (
     EVALUATIONS,
     HOG_FUNCTIONS,
     BATCH_EXPORTS,
+    BATCH_EXPORT_RUNS,
     WAREHOUSE_SAVED_QUERIES,
     EXTERNAL_DATA_SOURCES,
+    ACTIVITY_LOG,
+    USERS,
+    ROLES,
+    ORGANIZATIONS,
+    PROJECTS,
 )
 """In the order in which they are read."""

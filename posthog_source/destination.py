@@ -78,6 +78,8 @@ def column_hints(
         is_cursor = isinstance(table, HogqlTable | QueryTable) and column.name == table.cursor
         if (column == SYNCED_AT or is_cursor) and merges and table.primary_key:
             hints[column.name]["dedup_sort"] = "desc"
+        if isinstance(table, RestTable) and table.activity_scope and column.name == "deleted":
+            hints[column.name]["hard_delete"] = True
         if column == DELETED_AT:
             hints[column.name]["hard_delete"] = deletes == "hard"  # said either way: dlt keeps an old True
     return hints

@@ -51,13 +51,13 @@ from posthog_source.query import (
     build_count_distinct,
     build_day_counts,
     build_day_labels,
-    build_first_instant,
     build_heavy_counts,
     build_label_counts,
     build_page,
     build_probe,
     build_probe_condition,
     build_sample,
+    build_span,
 )
 from posthog_source.tables import Column, HogqlTable, LabelField, discovered_column
 from posthog_source.tracing import Value, spanned
@@ -100,6 +100,15 @@ MAX_ROWS_COMPARED = 1_000_000
 logger = logging.getLogger("posthog_source")
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many rows a table has, and the times of the first and the last, if it has times and rows."""
+
+    rows: int
+    first_at: datetime | None = None
+    last_at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -258,16 +267,27 @@ class Reader:
                 f"{error}"
             ) from error
 
+    def fetch_size(self) -> Size:
+        """How many rows the table has, and between which times if it has any."""
+        table, source = self.table, self.table.sources[0]
+        if not table.time_column:
+            counts = (build_count(table, each, Slice(), window=None) for each in table.sources)
+            return Size(sum(self._fetch_count(count) for count in counts))
+        ((row_count, first_at, last_at),) = self._cells(build_span(table, source))
+        rows = int(row_count or 0)
+        if not rows or not first_at or not last_at:
+            return Size(rows)
+        return Size(rows, parse_instant(first_at), parse_instant(last_at))
+
     def fetch_first_instant(self) -> datetime | None:
         """The time of the table's first row; None when it has no rows."""
         try:
-            ((row_count, first_at),) = self._cells(build_first_instant(self.table, self.table.sources[0]))
+            return self.fetch_size().first_at
         except TooHeavyError as error:
             raise SettingsError(
                 f"{self.table.name}: PostHog cannot find the first one in time. Set start_date under "
                 "[sources.posthog]."
             ) from error
-        return parse_instant(first_at) if int(row_count or 0) and first_at else None
 
     def fetch_rest(
         self, lower: Bound | None, among: Among | None = None, *, known: Plan | None = None

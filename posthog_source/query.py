@@ -254,13 +254,14 @@ def build_sample(
     )
 
 
-def build_first_instant(table: HogqlTable, source: str) -> Query:
-    """One row, two cells: rows of the whole table, and its smallest time (1970 when it has no rows)."""
+def build_span(table: HogqlTable, source: str) -> Query:
+    """One row: how many rows the whole table has, and its first and last time (1970 when it has no rows)."""
     time_field = _name(table.column(table.time_column or "").source)
     builder = _Builder(f"posthog_source {table.name} first")
     rows = builder.rows(table, source, [])
     return builder.query(
-        f"SELECT toString(count()) AS row_count, min({time_field}) AS first_at {rows} LIMIT 1"
+        f"SELECT toString(count()) AS row_count, min({time_field}) AS first_at, max({time_field}) AS last_at "
+        f"{rows} LIMIT 1"
     )
 
 

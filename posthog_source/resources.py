@@ -20,7 +20,7 @@ from posthog_source.catalog import COHORTS, GROUP_TYPES, GROUPS, ON_REQUEST, SES
 from posthog_source.changing import build_changing
 from posthog_source.client import Client
 from posthog_source.config import EventsSettings, PeopleSettings, ResultsSettings, Settings
-from posthog_source.definitions import DEFINITIONS
+from posthog_source.definitions import DEFINITIONS, DETAILS
 from posthog_source.destination import Target, build_resource, claim_state, metered
 from posthog_source.errors import AccessDeniedError, NotFoundError, QuotaSpentError
 from posthog_source.events import EPOCH, build_events, utc_now
@@ -28,9 +28,12 @@ from posthog_source.membership import build_membership
 from posthog_source.people import build_people
 from posthog_source.queries import build_query
 from posthog_source.query_tables import QuerySettings
-from posthog_source.rest import fetch_all, iter_changed
+from posthog_source.rest import Activity, fetch_activity, fetch_all, gone_to_table, iter_changed
 from posthog_source.results import build_results
 from posthog_source.tables import RestTable
+
+ACTIVITY_OVERLAP = timedelta(minutes=5)
+"""Of what the activity log tells, read again: an entry may be seen only some time after it says."""
 
 logger = logging.getLogger("posthog_source")
 
@@ -59,16 +62,17 @@ def build_resources(
         build_changing(client, settings, SESSION_REPLAYS, people, clock=clock),
         _listing(client, settings, COHORTS, named),
         build_membership(client, settings, people, clock=clock),
-        *(_definition(client, settings, table, named) for table in DEFINITIONS),
+        *(_definition(client, settings, table, named) for table in (*DEFINITIONS, *DETAILS)),
         build_results(client, settings, results, clock=clock),
         *(build_query(client, settings, query, clock=clock) for query in queries),
     ]
 
 
 def _definition(client: Client, settings: Settings, table: RestTable, named: Collection[str]) -> DltResource:
-    return (
-        _changes(client, settings, table, named) if table.cursor else _listing(client, settings, table, named)
-    )
+    build = _changes if table.cursor else _listing
+    resource = build(client, settings, table, named)
+    resource.selected = table not in DETAILS
+    return resource
 
 
 def _listing(client: Client, settings: Settings, table: RestTable, named: Collection[str]) -> DltResource:
@@ -90,7 +94,7 @@ def _changes(client: Client, settings: Settings, table: RestTable, named: Collec
         ),
     ) -> Iterator[Any]:
         target = Target.current(settings)
-        claim_state(settings)
+        state = claim_state(settings)
         since = cursor.start_value or EPOCH
         cursor.advance(since)  # PostHog applies the range; dlt is not to filter again
         is_first = since == EPOCH or not target.can_merge
@@ -98,13 +102,38 @@ def _changes(client: Client, settings: Settings, table: RestTable, named: Collec
         asked_since = None if is_first else since - timedelta(seconds=table.overlap_s)
         rows = 0
         with metered(client, settings) as own, _left_out(table, named):
+            activity = _fetch_activity(own, table, state) if target.can_merge else Activity(None)
+            if activity.deleted:
+                yield gone_to_table(activity.deleted, table, project_id=settings.project_id)
+            asked_since = None if activity.has_restored else asked_since
             for page, newest in iter_changed(own, table, project_id=settings.project_id, since=asked_since):
                 rows += page.num_rows
                 yield page
-                cursor.advance(max(since, newest))
+                since = max(since, newest)
+                cursor.advance(since)
             dlt.current.resource_metrics()["rows"] = rows
 
     return build_resource(table, changes)
+
+
+def _fetch_activity(client: Client, table: RestTable, state: dict[str, Any]) -> Activity:
+    """What the activity log tells since the last sync; nothing for a table that does without it.
+
+    Where this plan, key or server has no such log, deleted objects stay as last seen.
+    """
+    if not table.activity_scope:
+        return Activity(None)
+    read_until = datetime.fromisoformat(state.get("activity_until", EPOCH.isoformat()))
+    since = read_until - ACTIVITY_OVERLAP if "activity_until" in state else None
+    try:
+        activity = fetch_activity(client, table, since=since)
+    except (AccessDeniedError, NotFoundError, QuotaSpentError) as error:
+        if error.code == "quota_limit_exceeded":
+            raise
+        logger.info("%s: what was deleted stays as last seen. %s", table.name, error)
+        return Activity(None)
+    state["activity_until"] = max(read_until, activity.newest or EPOCH).isoformat()
+    return activity
 
 
 @contextmanager

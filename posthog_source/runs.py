@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import dlt
+from dlt.dataset.utils import get_destination_clients
 from dlt.sources import DltSource
 
 from posthog_source.catalog import TABLES
@@ -352,7 +353,11 @@ def _numbers(metrics: Mapping[str, Any] | None) -> dict[str, float]:
 def _beside(pipeline: dlt.Pipeline, suffix: str) -> dlt.Pipeline:
     """A pipeline into the same dataset, with a state and staging tables of its own."""
     destination = destination_of(pipeline)
-    config = pipeline.destination_client().config
+    # Not pipeline.destination_client(): it reads the pipeline's schema anew, under the hands of a sync that
+    # runs meanwhile in another thread (dlt 1.31).
+    schema = dlt.Schema(pipeline.pipeline_name)
+    client, _ = get_destination_clients(schema, destination, pipeline.dataset_name)
+    config = client.config
     # By themselves, some destinations derive where they are from the pipeline's name.
     known = {"credentials": config.credentials, "bucket_url": getattr(config, "bucket_url", None)}
     params = destination.config_params | {name: value for name, value in known.items() if value}

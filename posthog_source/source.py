@@ -157,9 +157,9 @@ def posthog_source(
     made = build_resources(
         Client(settings),
         settings,
-        events=_settings(EventsSettings, "events", events or EventsConfig()),
-        people=_settings(PeopleSettings, "people", people or PeopleConfig()),
-        results=_settings(ResultsSettings, "results", results or ResultsConfig()),
+        events=table_settings(EventsSettings, "events", events or EventsConfig()),
+        people=table_settings(PeopleSettings, "people", people or PeopleConfig()),
+        results=table_settings(ResultsSettings, "results", results or ResultsConfig()),
         queries=own,
         named=named,
     )
@@ -242,6 +242,7 @@ def posthog_query(
     return build_query(Client(settings), settings, table, clock=utc_now)
 
 
-def _settings(kind: type[TableKind], section: str, config: BaseConfiguration) -> TableKind:
+def table_settings(kind: type[TableKind], section: str, config: BaseConfiguration) -> TableKind:
+    """A table's settings as dlt has found them, checked."""
     values = {field.name: getattr(config, field.name) for field in fields(kind)}
     return build_table_settings(kind, section, values)

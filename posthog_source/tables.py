@@ -23,8 +23,23 @@ Disposition = Literal["window", "snapshot", "merge", "sweep", "group"]
 same, and from time to time all of them, to find those that are gone; group: all rows of what they are
 members of."""
 
+KEPT_UP: Mapping[Disposition, str] = {
+    "window": "windows of time, replaced",
+    "snapshot": "all rows each time, replaced",
+    "merge": "rows that changed",
+    "sweep": "rows of people who did something; all once a week",
+    "group": "the rows of cohorts that were calculated anew; all once a week",
+}
+"""How a table follows PostHog, in words."""
+
 RateClass = Literal["queries", "default", "clickhouse"]
 """PostHog's limit that a request counts against (rest_api.md 2.1)."""
+
+Root = Literal["project", "organization", "server"]
+"""What a REST path stands below: the project, its organization, or neither."""
+
+Answer = Literal["list", "object", "counts"]
+"""What comes: a list in pages; one object, which is the row; numbers by id."""
 
 KINDS: tuple[tuple[str, Kind], ...] = (
     (r"String|FixedString.*|Date|Date32", "text"),
@@ -190,6 +205,12 @@ class Table:
     scopes: tuple[str, ...]
 
     @property
+    def kept_up(self) -> str:
+        """How the table follows PostHog, in words."""
+        cursor = getattr(self, "cursor", None)
+        return KEPT_UP[self.disposition] + (f", by {cursor}" if cursor else "")
+
+    @property
     def asked(self) -> tuple[Column, ...]:
         """The columns that PostHog is asked for; the others are the connector's own."""
         return tuple(column for column in self.columns if not column.is_added)
@@ -266,13 +287,20 @@ class RestTable(Table):
     """A table read from a REST list.
 
     Attributes:
-        path: Below `/api/projects/:id/`.
+        path: Below its root. Members of `each` may stand in it, as in `experiments/{id}/`.
+        root: What the path stands below.
+        each: The table whose items are listed first: the path is read once for each.
+        answer: What comes.
         params: Query parameters of every request: the stable order above all.
         page_rows: `limit` of a page; 0 for a list that takes none.
         rate_class: Which of PostHog's limits applies.
         cursor: Column whose newest value bounds the next sync; None lists everything again.
-        cursor_param: Query parameter that bounds it, exclusive.
+        cursor_param: Query parameter that bounds it, if there is one; exclusive unless newest come first.
         overlap_s: Seconds before the cursor that are read again.
+        is_newest_first: The list is ordered by the cursor, newest first, and tells no number: it is read
+            down to where the last sync began.
+        activity_scope: What PostHog's activity log calls its objects, if their list does not tell that they
+            are gone.
         is_optional: Not every PostHog, plan or key has it; where it is not to be had, it is left out with a
             warning, unless it was asked for by name.
         passes: Listings that together are the table; none means one without more parameters.
@@ -287,9 +315,14 @@ class RestTable(Table):
     params: Mapping[str, str]
     page_rows: int
     rate_class: RateClass
+    root: Root = "project"
+    each: RestTable | None = None
+    answer: Answer = "list"
     cursor: str | None = None
     cursor_param: str = ""
     overlap_s: float = 0.0
+    is_newest_first: bool = False
+    activity_scope: str = ""
     is_optional: bool = False
     passes: tuple[Pass, ...] = ()
     added_by: str = ""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from posthog_source import posthog_source, run_sync
-from posthog_source.definitions import DEFINITIONS, PROPERTY_DEFINITIONS, SECRETS
+from posthog_source.definitions import ACTIVITY_LOG, DEFINITIONS, DETAILS, PROPERTY_DEFINITIONS, SECRETS
 from posthog_source.errors import (
     AccessDeniedError,
     ApiError,
@@ -19,27 +22,48 @@ from posthog_source.errors import (
     SettingsError,
     find_cause,
 )
+from posthog_source.rest import fetch_all
 from posthog_source.tables import RestTable
-from tests.conftest import NO_LIMITS, Project, Server, Warehouse
+from tests.conftest import NO_LIMITS, FakeTime, Project, Server, Warehouse, client_of
 
 pytestmark = pytest.mark.usefixtures("no_pipeline_stays_active")
 
 OBJECTS = 7
-LISTED = [table for table in DEFINITIONS if not table.nested]
+BY_NAME = {table.name: table for table in (*DEFINITIONS, *DETAILS)}
+LISTED = [one for one in DEFINITIONS if not one.nested and one.root != "server" and one.answer == "list"]
 RESOURCES = [table for table in LISTED if table.name != "insights"]
+PAGED = [one for one in RESOURCES if one.root == "project" and not one.cursor and one.page_rows < 10_000]
+"""Less those that nobody can put in order, which are read in one page."""
+
+LOGGED = [table for table in DEFINITIONS if table.activity_scope]
 
 
 def resource(table: RestTable) -> str:
-    return table.path.rstrip("/")
+    return table.path.rstrip("/").replace("{id}", "{parent}")
 
 
-def put(project: Project, table: RestTable, *items: dict[str, Any], method: str = "POST") -> list[Any]:
-    """Objects into a project, as its people would define them."""
+def put(
+    project: Project, table: RestTable, *items: dict[str, Any], method: str = "POST", owner: str = ""
+) -> list[Any]:
+    """Objects into a project, as its people would define them; `owner` is what they belong to."""
+    given = list(items)
+    if table.each:
+        owner = owner or put(project, table.each, {"name": "owner"})[0]
+        given = [{"_parent": owner} | item for item in items]
     if table.name == "insights":
-        made: list[Any] = project.control("POST", "insights", items=list(items))["ids"]
+        made: list[Any] = project.control("POST", "insights", items=given)["ids"]
     else:
-        made = project.control(method, f"definitions/{resource(table)}", items=list(items))["ids"]
+        made = project.control(method, f"definitions/{resource(table)}", items=given)["ids"]
     return made
+
+
+def reader(project: Project) -> dict[str, Any]:
+    """Credentials of one who may read what stands above the project, too."""
+    return project.credentials | {"api_key": project.server.key(["*"])}
+
+
+def synced(place: Warehouse, project: Project, *tables: str) -> None:
+    run_sync(place.pipeline, tables=list(tables), **reader(project))
 
 
 def loaded(place: Warehouse, table: RestTable) -> list[Any]:
@@ -49,15 +73,24 @@ def loaded(place: Warehouse, table: RestTable) -> list[Any]:
 @pytest.fixture(scope="module")
 def full(server: Server) -> tuple[Project, dict[str, list[str]]]:
     """A project with some objects of every kind, and their ids."""
-    project = server.project(settings={"rate_limits": NO_LIMITS})
-    found = {}
+    project = server.project(settings={"rate_limits": NO_LIMITS, "organization_id": str(uuid.uuid4())})
+    found: dict[str, list[str]] = {}
     for table in LISTED:
         items = [{"name": f"{table.name} {n}", "fresh": n, "renewed": {"n": n}} for n in range(OBJECTS)]
-        found[table.name] = sorted(str(one) for one in put(project, table, *items))
+        owner = found[table.each.name][0] if table.each else ""
+        found[table.name] = sorted(str(one) for one in put(project, table, *items, owner=owner))
     tiles = [{"id": 900 + n, "dashboard_id": n, "deleted": False} for n in range(3)]
     (insight,) = put(project, LISTED[0], {"name": "on dashboards", "dashboard_tiles": tiles})
     found["insights"] = sorted([*found["insights"], str(insight)])
     found["dashboard_tiles"] = ["900", "901", "902"]
+    answered = found["surveys"][:2]
+    sent = {"event": "survey sent", "distinct_id": "somebody"}
+    project.capture(*(sent | {"properties": {"$survey_id": one}} for one in answered))
+    found["survey_response_counts"] = answered
+    seen = {"Authorization": f"Bearer {server.key(['*'])}"}
+    for name in ("organizations", "projects"):
+        listed = server.http.get(f"/api/{name}/", params={"limit": 10_000}, headers=seen).json()["results"]
+        found[name] = sorted(str(one["id"]) for one in listed)
     return project, found
 
 
@@ -66,7 +99,7 @@ def place(full: tuple[Project, Any], tmp_path_factory: pytest.TempPathFactory) -
     """A warehouse that has them all, synced twice."""
     with Warehouse.at(tmp_path_factory.mktemp("definitions")).held() as place:
         for _ in range(2):
-            run_sync(place.pipeline, tables=[table.name for table in DEFINITIONS], **full[0].credentials)
+            synced(place, full[0], *(table.name for table in DEFINITIONS))
         yield place
 
 
@@ -79,14 +112,25 @@ def test_every_object_is_there_once(
     assert [column.name for column in table.columns] == columns[: len(table.columns)]
 
 
-@pytest.mark.parametrize("table", RESOURCES, ids=lambda table: table.name)
-def test_members_that_newer_servers_add_become_text_where_lists_are_read_whole(
-    place: Warehouse, table: RestTable
+@pytest.mark.parametrize("table", PAGED, ids=lambda table: table.name)
+def test_every_object_comes_once_where_pages_are_shorter_than_the_list(
+    full: tuple[Project, dict[str, list[str]]], fake_time: FakeTime, table: RestTable
 ) -> None:
+    project, ids = full
+    few = replace(table, page_rows=3 if table.page_rows else 0)
+    project.forget_requests()
+
+    with client_of(project, fake_time) as client:
+        _, found = fetch_all(client, few, project_id=project.id)
+
+    assert sorted(str(one) for one in found.column("id").to_pylist()) == ids[table.name]
+    asked = [one for one in project.requests() if one["path"].endswith(f"/{table.path}")]
+    assert len(asked) >= (OBJECTS / 3 if table.page_rows else 1)
+
+
+@pytest.mark.parametrize("table", RESOURCES, ids=lambda table: table.name)
+def test_members_that_newer_servers_add_become_text(place: Warehouse, table: RestTable) -> None:
     columns = {name: kind for name, kind, *_ in place.query(f"DESCRIBE {table.name}")}
-    if table.cursor:
-        assert "fresh" not in columns
-        return
     assert (columns["fresh"], columns["renewed"]) == ("VARCHAR", "VARCHAR")
     rows = place.query(f"SELECT fresh, renewed FROM {table.name} ORDER BY fresh LIMIT 1")
     assert rows == [("0", json.dumps({"n": 0}, separators=(",", ":")))]
@@ -103,14 +147,14 @@ def test_secrets_and_what_depends_on_who_asks_are_nowhere(place: Warehouse, tabl
 def test_an_object_that_is_gone_goes_where_lists_are_read_whole(
     server: Server, tmp_path_factory: pytest.TempPathFactory, table: RestTable
 ) -> None:
-    project = server.project(settings={"rate_limits": NO_LIMITS})
+    project = server.project(settings={"rate_limits": NO_LIMITS, "organization_id": str(uuid.uuid4())})
     first, *_ = put(project, table, *({"name": f"{n}"} for n in range(3)))
     with Warehouse.at(tmp_path_factory.mktemp("gone")).held() as place:
-        run_sync(place.pipeline, tables=[table.name], **project.credentials)
+        synced(place, project, table.name)
         assert len(loaded(place, table)) == 3
         put(project, table, {"id": first, "name": "alone"}, method="PUT")
 
-        run_sync(place.pipeline, tables=[table.name], **project.credentials)
+        synced(place, project, table.name)
 
         assert len(loaded(place, table)) == (3 if table.cursor else 1)
 
@@ -189,7 +233,7 @@ def test_a_list_that_is_only_where_it_was_once_is_found(
 def test_a_key_without_the_scope_is_told_which_one_it_needs(
     project: Project, tmp_path_factory: pytest.TempPathFactory, table: RestTable
 ) -> None:
-    key = project.server.key(["query:read"], [project.id])
+    key = project.server.key(["query:read", "project:read"])
     source = posthog_source(**project.credentials | {"api_key": key}).with_resources(table.name)
 
     with pytest.raises(Exception) as failure:  # noqa: PT011 - dlt wraps it
@@ -198,6 +242,122 @@ def test_a_key_without_the_scope_is_told_which_one_it_needs(
     error = find_cause(failure.value)
     assert isinstance(error, AccessDeniedError)
     assert table.scopes[0] in str(error)
+
+
+DELETIONS: dict[str, dict[str, Any]] = {
+    "newer": {"activity": "deleted"},
+    "older": {"activity": "updated", "changes": [{"field": "deleted", "before": False, "after": True}]},
+}
+
+
+def noted(project: Project, table: RestTable, item: dict[str, Any], change: dict[str, Any]) -> None:
+    """A change of an object, in the activity log."""
+    key = item["id" if table.primary_key[-1] == "id" else "short_id"]
+    detail = {"short_id": item["short_id"], "changes": change.get("changes")}
+    entry = {"scope": table.activity_scope, "activity": change["activity"], "item_id": str(key)}
+    put(project, ACTIVITY_LOG, entry | {"detail": detail})
+
+
+@pytest.mark.parametrize("version", DELETIONS)
+@pytest.mark.parametrize(
+    "table", [one for one in DEFINITIONS if one.activity_scope], ids=lambda one: one.name
+)
+def test_what_the_log_says_was_deleted_goes_and_comes_back_when_it_is_restored(
+    server: Server, tmp_path_factory: pytest.TempPathFactory, table: RestTable, version: str
+) -> None:
+    project = server.project(settings={"rate_limits": NO_LIMITS})
+    items = [{"short_id": f"short{n}", "last_modified_at": "2026-01-01T00:00:00Z"} for n in range(3)]
+    items = [item | {"id": key} for item, key in zip(items, put(project, table, *items), strict=True)]
+    kept, _, restored = (str(item["id"]) for item in items)
+
+    with Warehouse.at(tmp_path_factory.mktemp("deleted")).held() as place:
+        synced(place, project, table.name)
+        put(project, table, items[0], *(one | {"deleted": True} for one in items[1:]), method="PUT")
+        for item in items[1:]:
+            noted(project, table, item, {"activity": "created"})
+            noted(project, table, item, DELETIONS[version])
+        synced(place, project, table.name)
+        assert loaded(place, table) == [kept]
+
+        put(project, table, items[0], items[1] | {"deleted": True}, items[2], method="PUT")
+        noted(project, table, items[2], {"activity": "restored"})
+        synced(place, project, table.name)
+        assert loaded(place, table) == sorted([kept, restored])
+
+
+def test_what_is_deleted_stays_as_last_seen_where_no_log_tells(
+    server: Server, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    project = server.project(settings={"rate_limits": NO_LIMITS, "unavailable": {"activity_log": 402}})
+    first, second = put(project, BY_NAME["insights"], {}, {})
+    with Warehouse.at(tmp_path_factory.mktemp("stays")).held() as place:
+        synced(place, project, "insights")
+        put(project, BY_NAME["insights"], {"id": first, "deleted": True})
+        put(project, ACTIVITY_LOG, {"scope": "Insight", "activity": "deleted", "item_id": str(first)})
+
+        synced(place, project, "insights")
+
+        assert loaded(place, BY_NAME["insights"]) == [str(first), str(second)]
+
+
+def test_the_activity_log_is_read_down_to_where_the_last_sync_began(
+    server: Server, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """2,500 entries, eight of the same instant each, so that pages end among them."""
+    project = server.project(settings={"rate_limits": NO_LIMITS})
+    begin = datetime(2026, 1, 1, tzinfo=UTC)
+    times = [(begin + timedelta(minutes=n // 8)).isoformat() for n in range(2_500)]
+    ids = put(project, ACTIVITY_LOG, *({"scope": "Action", "created_at": at} for at in times))
+    with Warehouse.at(tmp_path_factory.mktemp("log")).held() as place:
+        synced(place, project, "activity_log")
+        assert loaded(place, ACTIVITY_LOG) == sorted(ids)
+
+        ids += put(project, ACTIVITY_LOG, {"scope": "Action"})
+        project.forget_requests()
+        synced(place, project, "activity_log")
+
+        assert loaded(place, ACTIVITY_LOG) == sorted(ids)
+        assert len([one for one in project.requests() if "activity_log" in one["path"]]) == 1
+
+
+def test_runs_of_batch_exports_are_there_from_the_beginning_and_seen_until_they_are_finished(
+    server: Server, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    project, table = server.project(settings={"rate_limits": NO_LIMITS}), BY_NAME["batch_export_runs"]
+    owners = put(project, BY_NAME["batch_exports"], {}, {})
+    long_ago = "2024-05-01T00:00:00Z"
+    old = put(project, table, {"created_at": long_ago, "status": "Completed"}, owner=owners[0])
+    (running,) = put(project, table, {"status": "Running"}, owner=owners[1])
+    with Warehouse.at(tmp_path_factory.mktemp("runs")).held() as place:
+        synced(place, project, table.name)
+        assert loaded(place, table) == sorted([*old, running])
+        put(project, table, {"id": running, "_parent": owners[1], "status": "Completed"}, method="PUT")
+
+        synced(place, project, table.name)
+
+        assert place.query(f"SELECT DISTINCT status FROM {table.name}") == [("Completed",)]
+        assert loaded(place, table) == sorted([*old, running])
+
+
+def test_what_takes_a_request_for_each_object_is_read_only_where_it_is_named(
+    server: Server, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    project = server.project(settings={"rate_limits": NO_LIMITS})
+    shown = {
+        table.name: next(column.name for column in table.columns if column.kind == "json")
+        for table in DETAILS
+    }
+    for table in DETAILS:
+        assert table.each is not None
+        put(project, table.each, *({"_detail": {shown[table.name]: {"n": n}}} for n in range(3)))
+
+    with Warehouse.at(tmp_path_factory.mktemp("details")).held() as place:
+        run_sync(place.pipeline, **project.credentials)
+        assert not place.counts().keys() & shown.keys()
+        synced(place, project, *shown)
+        for name, member in shown.items():
+            found = place.query(f"SELECT {member} FROM {name} ORDER BY 1")
+            assert [json.loads(value) for (value,) in found] == [{"n": n} for n in range(3)]
 
 
 def test_large_lists_take_as_many_requests_as_they_have_pages(

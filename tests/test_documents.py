@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 import posthog_source
+from posthog_source import definitions
 from posthog_source.catalog import TABLES
 from posthog_source.config import EventsSettings, PeopleSettings, ResultsSettings, Settings
 from posthog_source.definitions import DEFINITIONS
-from posthog_source.tables import Table
+from posthog_source.tables import RestTable, Table
 from tests.conftest import ROOT, Project, add_events, run_program
 from tests.test_pipeline import ago
 
@@ -182,3 +183,12 @@ def test_secrets_and_databases_are_kept_out_of_git() -> None:
     ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
 
     assert {".dlt/secrets.toml", "*.duckdb"} <= set(ignored)
+
+
+def test_a_table_more_is_a_row_of_few_lines_as_contributing_says() -> None:
+    (block,) = (each for each in blocks((ROOT / "CONTRIBUTING.md").read_text(), "python") if "_whole" in each)
+    made: dict[str, object] = {"_whole": definitions._whole}
+    exec(block, made)
+
+    assert isinstance(made["INTEGRATIONS"], RestTable)
+    assert len(block.splitlines()) <= 15

@@ -42,13 +42,13 @@ from posthog_source.query import (
     build_count_distinct,
     build_day_counts,
     build_day_labels,
-    build_first_instant,
     build_heavy_counts,
     build_label_counts,
     build_page,
     build_probe,
     build_probe_condition,
     build_sample,
+    build_span,
     utc,
 )
 from posthog_source.tables import UUID_AXIS, HogqlTable
@@ -141,7 +141,7 @@ def all_questions(table: HogqlTable) -> Iterator[Query]:
             yield from questions_of_slices(table, source, window)
             yield from questions_of_plans(table, source, window)
         if table.time_column:
-            yield build_first_instant(table, source)
+            yield build_span(table, source)
             yield build_day_labels(table, source, window=WINDOW)
         for column in table.asked:
             yield build_probe(table, source, column)
@@ -158,7 +158,7 @@ def some_questions(table: HogqlTable) -> dict[str, Query]:
         "build_day_counts": build_day_counts(table, "events", window=WINDOW, late=late),
         "build_day_labels": build_day_labels(table, "events", window=WINDOW),
         "build_sample": build_sample(table, "events", one_in=10, lower=None),
-        "build_first_instant": build_first_instant(table, "events"),
+        "build_span": build_span(table, "events"),
         "build_heavy_counts": build_heavy_counts(
             table, "events", Slice(), window=None, labels=[(MIDNIGHT.date(), "A")], rows=9, limit=10
         ),
@@ -888,7 +888,7 @@ def test_a_sample_is_of_the_keys_that_the_count_beside_it_counts(line: Line, one
 @given(line=st.sampled_from([EVENTS, CHOSEN]).flatmap(lines))
 @settings(deadline=None, max_examples=50)
 def test_the_first_instant_is_the_smallest_time_and_the_count_of_all_rows(line: Line) -> None:
-    (row,) = answer(stored("events", line.rows), build_first_instant(line.table, "events"))
+    (row,) = answer(stored("events", line.rows), build_span(line.table, "events"))
 
     times = [row["timestamp"] for row in line.rows if line.table is EVENTS or is_chosen(row)]
     assert row["row_count"] == str(len(times))

@@ -79,6 +79,13 @@ def test_an_answer_that_is_no_list_is_an_error(project: Project, client: Client)
         fetch_all(client, FEW_COHORTS, project_id=project.id)
 
 
+def test_an_answer_that_is_no_page_is_asked_for_again(project: Project, client: Client) -> None:
+    ids = add_insights(project, *(START + timedelta(hours=n) for n in range(4)))
+    project.faults("insights", {"pass": True}, {"status": 200, "body": {"detail": "maintenance"}})
+
+    assert [number for number, _ in changed(client, project)] == ids
+
+
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 10])
 def test_every_item_comes_once_in_the_order_of_its_last_change(
     project: Project, client: Client, count: int

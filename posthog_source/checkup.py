@@ -1,0 +1,158 @@
+"""check: whether a sync would work, and what the first one takes.
+
+Asks PostHog for each table and the warehouse whether it can be written; loads nothing. Not here: how a table
+is asked for (`access`), the command line (`cli`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import dlt
+from dlt.common.typing import TSecretStrValue
+from dlt.extract.exceptions import ResourceExtractionError
+from dlt.sources import DltResource
+
+from posthog_source.access import TableCheck, check_table, waiting_minutes
+from posthog_source.catalog import ON_REQUEST, TABLES, choose_tables, events_table
+from posthog_source.client import Client
+from posthog_source.config import EventsSettings, build_settings
+from posthog_source.destination import destination_of
+from posthog_source.errors import AccessDeniedError, SettingsError, find_cause
+from posthog_source.source import EventsConfig, Written, table_settings
+from posthog_source.tables import RestTable, Table
+
+PROBE_TABLE = "_posthog_check"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkup:
+    """What was found.
+
+    Attributes:
+        base_url: PostHog's address.
+        project_id: The project.
+        project_name: Its name, where the key may read it.
+        timezone: Its timezone, which only PostHog's own pages use: everything is exported in UTC.
+        destination: Where to, and whether that can be written; None where nobody said where.
+        tables: By table.
+        missing: Names of tables that cannot be read and would end a sync: those that every PostHog has, and
+            those that were asked for by name. Others are left out with a warning.
+        waiting_minutes: How long PostHog's limits alone hold up a first sync.
+    """
+
+    base_url: str
+    project_id: int
+    project_name: str | None
+    timezone: str | None
+    destination: str | None
+    tables: tuple[TableCheck, ...]
+    missing: tuple[str, ...]
+    waiting_minutes: float
+
+    @property
+    def requests(self) -> int:
+        """Of a first sync."""
+        return sum(table.requests for table in self.tables)
+
+
+def check(pipeline: dlt.Pipeline | None = None, **settings: Any) -> Checkup:
+    """Asks PostHog and the warehouse whether a sync would work.
+
+    Args:
+        pipeline: Where to; None checks PostHog alone.
+        settings: Of `posthog_source`, as far as they change what can be read: `project_id`, `api_key`,
+            `host`, `start_date`, `tables`, `events`; the rest come from `.dlt/` or the environment.
+
+    Raises:
+        SettingsError: A setting cannot be right, or the warehouse cannot be written.
+        AuthenticationError, NotFoundError, ConnectionFailedError, …: No table can be read at all.
+    """
+    destination = _check_destination(pipeline) if pipeline else None
+    try:
+        (found,) = list(_checked(**settings))
+    except ResourceExtractionError as error:
+        raise find_cause(error) or error from None
+    return Checkup(destination=destination, **found)
+
+
+@dlt.source(name="posthog", section="posthog")
+def _checked(
+    project_id: str | int | None = None,
+    api_key: TSecretStrValue | None = None,
+    host: str = "us",
+    start_date: Any = None,
+    tables: Written = None,
+    events: EventsConfig | None = None,
+    query_timeout_s: Written = None,
+    max_attempts: Written = None,
+    queries_per_minute: Written = None,
+    queries_per_hour: Written = None,
+) -> DltResource:
+    """One row, the checkup's. A source, since dlt gives settings to nothing else."""
+    settings = build_settings(
+        project_id=project_id,
+        api_key=api_key,
+        host=host,
+        start_date=start_date,
+        query_timeout_s=query_timeout_s,
+        max_attempts=max_attempts,
+        queries_per_minute=queries_per_minute,
+        queries_per_hour=queries_per_hour,
+    )
+    wanted, named = choose_tables(tables)
+    chosen = table_settings(EventsSettings, "events", events or EventsConfig())
+    known = (events_table(chosen), *TABLES[1:], *ON_REQUEST)
+    on_request = {table.name for table in ON_REQUEST} - named
+    asked = [table for table in known if table.name in wanted - on_request]
+
+    def rows() -> Iterator[dict[str, Any]]:
+        with Client(settings) as client:
+            name, timezone = _project(client)
+            found = tuple(check_table(client, settings, table) for table in asked)
+        yield {
+            "base_url": settings.base_url,
+            "project_id": settings.project_id,
+            "project_name": name,
+            "timezone": timezone,
+            "tables": found,
+            "missing": tuple(
+                one.name
+                for one, table in zip(found, asked, strict=True)
+                if one.access != "readable" and (table.name in named or not _is_optional(table))
+            ),
+            "waiting_minutes": waiting_minutes(found, settings),
+        }
+
+    return dlt.resource(rows, name=PROBE_TABLE)
+
+
+def _is_optional(table: Table) -> bool:
+    return isinstance(table, RestTable) and table.is_optional
+
+
+def _project(client: Client) -> tuple[str | None, str | None]:
+    """The project's name and timezone; nothing where the key may not read them, which no table needs."""
+    try:
+        project = client.get("")
+    except AccessDeniedError:
+        return None, None
+    return str(project.get("name")), str(project.get("timezone"))
+
+
+def _check_destination(pipeline: dlt.Pipeline) -> str:
+    """Where to, in words.
+
+    Raises:
+        SettingsError: It cannot be reached or written.
+    """
+    kind = destination_of(pipeline).destination_name
+    try:
+        with pipeline.destination_client() as client:
+            client.initialize_storage()
+    except Exception as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SettingsError(f"{kind} cannot be written: {said}") from error
+    return f"{kind}, dataset {pipeline.dataset_name}"

@@ -1,0 +1,239 @@
+"""The command line: each command does what its function does, and says in one line why it cannot."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import pytest
+from typer.testing import CliRunner, Result
+
+from posthog_source.catalog import ON_REQUEST, TABLES
+from posthog_source.cli import app
+from tests.conftest import NO_LIMITS, Project, Server, add_events
+
+pytestmark = pytest.mark.usefixtures("no_pipeline_stays_active")
+
+ARGUMENTS = {
+    "check": ["--destination", "duckdb"],
+    "sync": [],
+    "backfill": ["--from", "2026-01-01", "--to", "2026-02-01"],
+    "status": [],
+    "tables": [],
+    "query": ["SELECT event FROM events LIMIT 5"],
+    "demo": ["--events", "1"],
+}
+"""Of every command: what it needs at least."""
+
+ASKS_POSTHOG = ("check", "sync", "backfill", "query")
+WRITES = ("check", "sync", "backfill", "status")
+CHOOSES = ("check", "sync")
+
+
+@pytest.fixture
+def project(server: Server) -> Project:
+    project = server.project(settings={"rate_limits": NO_LIMITS})
+    add_events(project, 20)
+    return project
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in, dlt's own included."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DLT_DATA_DIR", str(tmp_path / "dlt"))
+    return tmp_path
+
+
+def run(project: Project, command: str, *arguments: str, **environment: str) -> Result:
+    """A command as a person types it, with the project's settings in the environment."""
+    settings = {
+        "SOURCES__POSTHOG__PROJECT_ID": str(project.id),
+        "SOURCES__POSTHOG__API_KEY": project.api_key,
+        "SOURCES__POSTHOG__HOST": project.server.url,
+    }
+    return CliRunner().invoke(app, [command, *arguments], env=settings | environment)
+
+
+def assert_one_line(result: Result, *words: str) -> None:
+    assert result.exit_code == 2, result.output
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("Asking again")]
+    assert len(lines) == 1, result.stderr
+    for word in words:
+        assert word in lines[0]
+
+
+def loaded(folder: Path) -> int:
+    """Rows of events in the warehouse."""
+    path = folder / "posthog.duckdb"
+    if not path.exists():
+        return 0
+    with duckdb.connect(str(path)) as warehouse:
+        names = warehouse.sql("SELECT table_name FROM duckdb_tables() WHERE table_name = 'events'").fetchall()
+        return warehouse.sql("SELECT * FROM posthog_data.events").shape[0] if names else 0
+
+
+def test_every_command_is_tried_here() -> None:
+    assert {command.callback.__name__ for command in app.registered_commands if command.callback} == set(
+        ARGUMENTS
+    )
+
+
+@pytest.mark.parametrize("command", ARGUMENTS)
+def test_every_command_says_what_it_is_for(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert "--" in result.output
+
+
+@pytest.mark.parametrize("command", ASKS_POSTHOG)
+def test_a_wrong_key_is_one_line_and_loads_nothing(project: Project, folder: Path, command: str) -> None:
+    wrong = {"SOURCES__POSTHOG__API_KEY": "phx_wrong"}
+    assert_one_line(run(project, command, *ARGUMENTS[command], **wrong), "revoked", "region")
+    assert loaded(folder) == 0
+
+
+@pytest.mark.parametrize("command", ASKS_POSTHOG)
+def test_another_project_is_one_line_and_loads_nothing(project: Project, folder: Path, command: str) -> None:
+    wrong = {"SOURCES__POSTHOG__PROJECT_ID": "999999"}
+    assert_one_line(run(project, command, *ARGUMENTS[command], **wrong), "999999")
+    assert loaded(folder) == 0
+
+
+@pytest.mark.parametrize("command", ASKS_POSTHOG)
+def test_no_network_is_one_line_and_loads_nothing(project: Project, folder: Path, command: str) -> None:
+    wrong = {"SOURCES__POSTHOG__HOST": "http://127.0.0.1:9"}
+    assert_one_line(run(project, command, *ARGUMENTS[command], **wrong), "Check host and network")
+    assert loaded(folder) == 0
+
+
+@pytest.mark.parametrize("command", ASKS_POSTHOG)
+def test_a_missing_setting_is_one_line_that_says_where_to_set_it(
+    project: Project, folder: Path, command: str
+) -> None:
+    wrong = {"SOURCES__POSTHOG__API_KEY": ""}
+    assert_one_line(run(project, command, *ARGUMENTS[command], **wrong), "SOURCES__POSTHOG__API_KEY")
+
+
+@pytest.mark.parametrize("command", WRITES)
+def test_a_destination_that_there_is_not_is_one_line(project: Project, folder: Path, command: str) -> None:
+    arguments = [*ARGUMENTS[command], "--destination", "nowhere"]
+    assert_one_line(run(project, command, *arguments), "no destination 'nowhere'")
+
+
+@pytest.mark.parametrize("command", WRITES)
+def test_credentials_that_are_missing_are_one_line_before_anything_is_asked(
+    project: Project, folder: Path, command: str
+) -> None:
+    project.forget_requests()
+    arguments = [*ARGUMENTS[command], "--destination", "postgres"]
+    assert_one_line(run(project, command, *arguments), "credentials", ".dlt/secrets.toml")
+    assert not project.requests()
+
+
+@pytest.mark.parametrize("command", WRITES)
+def test_a_warehouse_that_cannot_be_written_is_one_line(project: Project, folder: Path, command: str) -> None:
+    nowhere = {"DESTINATION__DUCKDB__CREDENTIALS": str(folder / "no" / "such" / "file.duckdb")}
+    assert_one_line(run(project, command, *ARGUMENTS[command], **nowhere), "file.duckdb")
+
+
+@pytest.mark.parametrize("command", CHOOSES)
+def test_a_table_that_there_is_not_is_one_line(project: Project, folder: Path, command: str) -> None:
+    assert_one_line(run(project, command, "--tables", "events,evnts"), "evnts", "event_definitions")
+
+
+@pytest.mark.parametrize("dates", [("2026-02-01", "2026-01-01"), ("yesterday", "2026-01-01")])
+def test_dates_that_cannot_be_are_one_line(project: Project, folder: Path, dates: tuple[str, str]) -> None:
+    assert_one_line(run(project, "backfill", "--from", dates[0], "--to", dates[1]), dates[0])
+
+
+@pytest.mark.parametrize("name", ["rows.xlsx", "no/such/folder/rows.csv"])
+def test_a_file_that_cannot_be_written_is_one_line(project: Project, folder: Path, name: str) -> None:
+    assert_one_line(run(project, "query", *ARGUMENTS["query"], "--output", name), name.rsplit("/", 1)[-1])
+
+
+def test_a_query_that_posthog_does_not_take_is_one_line_in_its_words(project: Project, folder: Path) -> None:
+    assert_one_line(run(project, "query", "SELECT nothing FROM events"), "Unable to resolve field: nothing")
+
+
+def test_a_sync_loads_and_status_tells_of_it(project: Project, folder: Path) -> None:
+    first = run(project, "sync", "--tables", "events", "--json")
+    assert first.exit_code == 0, first.output
+    assert json.loads(first.stdout)["rows"] == loaded(folder) == 20
+
+    found = run(project, "status", "--json")
+
+    status = json.loads(found.stdout)
+    assert [one["rows"] for one in status["runs"]] == [20]
+    assert status["cursors"].keys() == {"events"}
+    assert status["lag"] > 0
+    assert not status["has_pending_data"]
+    shown = run(project, "status").stdout
+    assert "sync" in shown
+    assert "The next sync reads events from" in shown
+
+
+def test_status_of_nothing_says_that_the_next_sync_is_the_first(project: Project, folder: Path) -> None:
+    result = run(project, "status")
+    assert result.exit_code == 0, result.output
+    assert "The next sync is the first" in result.stdout
+
+
+def test_a_backfill_reads_a_span(project: Project, folder: Path) -> None:
+    result = run(project, "backfill", *ARGUMENTS["backfill"], "--json")
+    assert result.exit_code == 0, result.output
+    assert loaded(folder) == 20
+
+
+def test_check_tells_of_every_table_and_loads_nothing(project: Project, folder: Path) -> None:
+    result = run(project, "check", "--destination", "duckdb", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    by_name = {table["name"]: table for table in found["tables"]}
+    assert list(by_name) == [table.name for table in TABLES]
+    assert by_name["events"]["rows"] == 20
+    assert by_name["events"]["first_at"].startswith("2026-01-10")
+    assert found["missing"] == []
+    assert loaded(folder) == 0
+    assert "20" in run(project, "check").stdout
+
+
+def test_check_names_the_scopes_that_a_key_lacks(project: Project, folder: Path) -> None:
+    key = project.server.key(["query:read"], [project.id])
+    result = run(project, "check", SOURCES__POSTHOG__API_KEY=key)
+    assert result.exit_code == 1
+    assert "cohorts: Give the key cohort:read" in result.stdout
+    assert "alerts: Give the key alert:read" in result.stdout
+    assert "A sync would fail: cohorts, insights cannot be read." in result.stderr
+
+
+def test_tables_tells_of_every_table() -> None:
+    result = CliRunner().invoke(app, ["tables", "--json"])
+    known = [table.name for table in (*TABLES, *ON_REQUEST)]
+    assert [table["name"] for table in json.loads(result.stdout)] == known
+    shown = CliRunner().invoke(app, ["tables"]).stdout
+    assert all(name in shown for name in known)
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.csv"])
+def test_a_query_goes_into_a_file_whole(project: Project, folder: Path, name: str) -> None:
+    result = run(project, "query", "SELECT uuid, event FROM events", "--output", name)
+    assert result.exit_code == 0, result.output
+    assert duckdb.sql(f"SELECT uuid, event FROM '{name}'").shape == (20, 2)
+
+
+def test_a_query_is_shown_row_by_row_whatever_its_texts_hold(project: Project, folder: Path) -> None:
+    result = run(project, "query", "SELECT 'two\nlines [bold]' AS text, 1234 AS number")
+    assert result.stdout.splitlines() == ["text               number", "two\\nlines [bold]  1,234"]
+
+
+def test_help_does_without_what_takes_long_to_import() -> None:
+    program = (
+        "import sys; from typer.testing import CliRunner; from posthog_source.cli import app; "
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0; print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert not {"dlt", "pyarrow", "httpx", "sqlglot", "duckdb"} & set(done.stdout.split())
