@@ -50,6 +50,7 @@ from posthog_source.errors import (
 from posthog_source.query import Query
 from posthog_source.rate_limit import Gate, Rate, Turn, shared_gate
 from posthog_source.tables import RateClass
+from posthog_source.tracing import Value, span
 
 CONNECT_TIMEOUT_S = 10.0
 FIRST_CONTACT_TRIES = 3
@@ -447,9 +448,32 @@ class Client:
         self, request: _Request, content: bytes | None, headers: Mapping[str, str] | None
     ) -> _Answer:
         """The answer, whole."""
-        with self._http.stream(request.method, request.target, content=content, headers=headers) as response:
-            body = _join(deque(response.iter_bytes()))
-        return _Answer(response.status_code, response.headers, body, response.num_bytes_downloaded)
+        with span(request.method, self._attributes(request), is_request=True) as opened:
+            with self._http.stream(
+                request.method, request.target, content=content, headers=headers
+            ) as response:
+                body = _join(deque(response.iter_bytes()))
+            answer = _Answer(response.status_code, response.headers, body, response.num_bytes_downloaded)
+            opened.tell(
+                {
+                    "http.response.status_code": answer.status,
+                    "http.response.body.size": answer.received_bytes,
+                }
+            )
+            if answer.status >= 400:
+                opened.fail(str(answer.status))
+        return answer
+
+    def _attributes(self, request: _Request) -> dict[str, Value]:
+        """What a span tells of a request; the query string may hold what a person wrote."""
+        at = urlsplit(self._settings.base_url)
+        told: dict[str, Value] = {
+            "http.request.method": request.method,
+            "server.address": at.hostname or "",
+            "server.port": at.port or (443 if at.scheme == "https" else 80),
+            "url.full": self._settings.base_url + request.target.split("?")[0],
+        }
+        return told | ({"posthog_source.query": request.label} if request.label else {})
 
     def _no_answer(self, request: _Request, error: httpx.HTTPError) -> ConnectionFailedError:
         is_unreachable = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)

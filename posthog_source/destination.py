@@ -8,6 +8,7 @@ merge in the stored schema, and a later run without its own would delete the las
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
@@ -109,11 +110,11 @@ def can_merge(caps: DestinationCapabilitiesContext) -> bool:
 
 @contextmanager
 def metered(client: Client, settings: Settings) -> Iterator[Client]:
-    """The client, whose requests become metrics of the running resource once they are done.
+    """The client, whose requests become, once done, metrics of the running resource and a line of the log.
 
     `requests`, `retries`, `waited_s` and `received_bytes`, and with `meter_reads` `read_bytes`.
     """
-    own = client.metered()
+    own, began_s = client.metered(), time.monotonic()
     yield own
     read_bytes = fetch_read_bytes(own) if settings.meter_reads else None
     metrics = dlt.current.resource_metrics()
@@ -121,6 +122,18 @@ def metered(client: Client, settings: Settings) -> Iterator[Client]:
         metrics[name] = getattr(own.usage, name)
     if read_bytes is not None:
         metrics["read_bytes"] = read_bytes
+    if "rows" in metrics:
+        _log(dlt.current.resource_name(), metrics, seconds=time.monotonic() - began_s)
+
+
+def _log(table: str, metrics: Mapping[str, Any], *, seconds: float) -> None:
+    told = {"table": table, "rows": metrics["rows"], "seconds": round(seconds, 3)}
+    told |= {name: round(metrics[name], 3) for name in ("waited_s", "requests", "retries", "received_bytes")}
+    logger.info(
+        "%(table)s: %(rows)d rows in %(seconds).1f s, %(waited_s).1f s of them waited, %(requests)d requests",
+        told,
+        extra=told,
+    )
 
 
 def claim_state(settings: Settings) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Not here: pages (`pagination`), what was read before (`ledger`), how dlt is told
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -195,7 +196,10 @@ class _Stream:
         }
         pages = chain(
             late.rows if late else (),
-            *(_iter_chunk(reader, chunk, names) for chunk, names in zip(chunks, received, strict=True)),
+            *(
+                _logged(reader, chunk.window, _iter_chunk(reader, chunk, names))
+                for chunk, names in zip(chunks, received, strict=True)
+            ),
         )
         rows = sum(chunk.rows for chunk in chunks) + metrics["late_rows"]
         yield from target.load(
@@ -363,6 +367,29 @@ def _iter_chunk(reader: Reader, chunk: Chunk, names: set[str]) -> Iterator[pa.Ta
     for page in reader.iter_pages(reader.plan_slice(chunk.window, chunk.part)):
         names.update(pc.unique(page.column("event")).to_pylist())
         yield page
+
+
+def _logged(reader: Reader, window: Window, pages: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The pages of a window, and a line of the log when all have been handed on."""
+    began_s, waited_s, rows = time.monotonic(), reader.waited_s, 0
+    for page in pages:
+        rows += page.num_rows
+        yield page
+        del page  # not kept while the next one is awaited
+    told = {
+        "table": reader.table.name,
+        "window_start": window.start.isoformat(),
+        "window_end": window.end.isoformat(),
+        "rows": rows,
+        "seconds": round(time.monotonic() - began_s, 3),
+        "waited_s": round(reader.waited_s - waited_s, 3),
+    }
+    logger.info(
+        "%(table)s: %(window_start)s to %(window_end)s: %(rows)d rows in %(seconds).1f s, "
+        "%(waited_s).1f s of them waited",
+        told,
+        extra=told,
+    )
 
 
 def _scope(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from typing import TypeVar
@@ -60,6 +60,7 @@ from posthog_source.query import (
     build_span,
 )
 from posthog_source.tables import Column, HogqlTable, LabelField, discovered_column
+from posthog_source.tracing import Value, spanned
 from posthog_source.windows import (
     Axis,
     Bound,
@@ -223,6 +224,11 @@ class Reader:
         return self._absent or frozenset()
 
     @property
+    def waited_s(self) -> float:
+        """Seconds that its client has waited because PostHog's limits said so, of all threads together."""
+        return self._client.usage.waited_s
+
+    @property
     def has_copies(self) -> bool:
         """Whether two rows of one key may have been handed on by now: the load has to sort them out."""
         if self.parts_read_again or self._rows > MAX_ROWS_COMPARED:
@@ -370,6 +376,13 @@ class Reader:
             MissingRowsError: PostHog counts more rows than it hands out.
             StuckCursorError, UnexpectedAnswerError, ApiError, …: See `errors`.
         """
+        told: dict[str, Value] = {"table": self.table.name, "rows": plan.rows, "slices": len(plan.slices)}
+        if plan.window:
+            told |= {"start": plan.window.start.isoformat(), "end": plan.window.end.isoformat()}
+        attributes = {f"posthog_source.window.{name}": value for name, value in told.items()}
+        return spanned("posthog_source.window", attributes, self._iter_pages(plan))
+
+    def _iter_pages(self, plan: Plan) -> Generator[pa.Table]:
         group: list[Slice] = []
         received = 0
         scope = self._client.cancel_scope()

@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, wait
+from contextvars import copy_context
 from dataclasses import dataclass
 from itertools import islice
 from queue import SimpleQueue
@@ -80,9 +81,12 @@ def _start(
     """One thread more, which works off what is waiting.
 
     It stays for all items: the heaps of threads that come and go hold on to what pages took. A daemon, unlike
-    an executor's threads, which hold up the end of the process.
+    an executor's threads, which hold up the end of the process. In the context of whom it works for, where
+    OpenTelemetry keeps the span that is open.
     """
-    thread = threading.Thread(target=_work_off, args=(work, waiting), name="posthog_source", daemon=True)
+    thread = threading.Thread(
+        target=copy_context().run, args=(_work_off, work, waiting), name="posthog_source", daemon=True
+    )
     threads.append(thread)  # before it starts: Ctrl-C may come in between
     thread.start()
 

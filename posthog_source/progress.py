@@ -1,10 +1,13 @@
-"""dlt's progress, drawn with rich: a bar for each table whose total is known.
+"""dlt's progress: drawn with rich, a bar for each table whose total is known; shared by pipelines at once.
 
 Not here: totals (`destination` announces them).
 """
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self
 
 from dlt.common.runtime.collector_base import Collector
@@ -75,3 +78,52 @@ class RichProgress(Collector):
             transient=True,
             disable=not self._console.is_terminal,
         )
+
+
+@contextmanager
+def shared_progress(collector: Collector) -> Iterator[Collector]:
+    """A collector for pipelines that run at once, drawn by the given one as what they read together.
+
+    dlt's own begin and end with each step of a pipeline, which is one too many where two are under way.
+    """
+    with collector("Extract posthog"):
+        yield _SharedProgress(collector)
+
+
+class _SharedProgress(Collector):
+    """Hands on what is counted while pipelines extract, each in a thread of its own."""
+
+    def __init__(self, collector: Collector) -> None:
+        self.step = ""
+        self._collector = collector
+        self._lock = threading.Lock()
+        self._has_total: dict[str, bool] = {}
+        self._thread = threading.local()
+
+    def update(
+        self,
+        name: str,
+        inc: int = 1,
+        total: int | None = None,
+        inc_total: int | None = None,
+        message: str | None = None,  # noqa: ARG002
+        label: str | None = None,
+    ) -> None:
+        if label or not getattr(self._thread, "extracts", False):
+            return
+        more = inc_total if total is None else total
+        with self._lock:
+            has_total = self._has_total.get(name)
+            self._has_total.setdefault(name, more is not None)
+            if more is None or has_total is False:  # a counter that began without a total has none
+                self._collector.update(name, inc)
+            elif has_total:
+                self._collector.update(name, inc, inc_total=more)
+            else:
+                self._collector.update(name, inc, total=more)
+
+    def _start(self, step: str) -> None:
+        self._thread.extracts = step.startswith("Extract")
+
+    def _stop(self) -> None:
+        self._thread.extracts = False

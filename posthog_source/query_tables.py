@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
+from difflib import get_close_matches
 
 from posthog_source.catalog import COHORT_HISTORY, INSIGHT_RESULT_DOCUMENTS, ON_REQUEST, TABLES
 from posthog_source.config import MAX_PAGE_ROWS, TableSettings, build_table_settings, from_json
@@ -136,7 +137,10 @@ def build_query_settings(values: object) -> QuerySettings:
         raise SettingsError(_not_queries())
     known = [field.name for field in fields(QuerySettings)]
     if unknown := sorted(set(map(str, values)) - set(known)):
-        raise SettingsError(f"A query has no setting {unknown[0]}; there are {', '.join(sorted(known))}.")
+        meant = get_close_matches(unknown[0], known, n=1) or sorted(known)
+        raise SettingsError(
+            f"The query {values.get('name')} has no setting {unknown[0]}. Did you mean {' or '.join(meant)}?"
+        )
     given = {name: value for name, value in values.items() if value is not None}
     name, key = given.get("name"), from_json(given.get("primary_key", ()))
     key = (key,) if isinstance(key, str) else key

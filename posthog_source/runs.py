@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,8 +26,10 @@ from posthog_source.config import parse_instant
 from posthog_source.destination import can_merge, destination_of
 from posthog_source.errors import InterruptedRunError, SettingsError, find_cause, iter_causes
 from posthog_source.prefetch import ordered_prefetch
+from posthog_source.progress import shared_progress
 from posthog_source.report import Budget, Kind, RunReport, Status
 from posthog_source.source import posthog_source
+from posthog_source.tracing import Value, span
 from posthog_source.windows import Window, cut_days
 
 ROWS_PER_COMMIT = 500_000
@@ -34,6 +37,9 @@ ROWS_PER_COMMIT = 500_000
 stop costs a commit."""
 
 RUNS_TABLE = "_posthog_runs"
+
+LOGGED = ("rows", "rows_left", "waited_s", "requests", "retries", "received_bytes")
+"""Metrics whose sums over a commit's tables are logged."""
 
 RANGES_PER_WORKER = 4
 """Ranges of a parallel backfill: more than workers, since busy months are not evenly spread."""
@@ -160,26 +166,54 @@ class _Run:
                 if self.report.commits and budget.is_spent(self.report):
                     self.report = replace(self.report, status="budget_spent")
                     return
+                began_s = time.monotonic()
                 found = _commit(self.pipeline, _only(self.source, left), self._is_stopped)
                 self.report = self.report.with_commit(found)
+                self._log(found, seconds=time.monotonic() - began_s)
                 left = [name for name in left if found.get(name, {}).get("rows_left")]
+
+    def _log(self, found: Mapping[str, Mapping[str, float]], *, seconds: float) -> None:
+        """A line of the log about the last commit, of which `found` are the metrics."""
+        sums = {name: sum(each.get(name, 0) for each in found.values()) for name in LOGGED}
+        told = {
+            "run_id": self.report.run_id,
+            "kind": self.report.kind,
+            "pipeline": self.report.pipeline,
+            "commit": self.report.commits,
+            "seconds": round(seconds, 3),
+            **{name: round(value, 3) for name, value in sums.items()},
+        }
+        logger.info(
+            "%(kind)s: commit %(commit)d: %(rows)d rows in %(seconds).1f s, %(waited_s).1f s of them waited, "
+            "%(requests)d requests, %(rows_left)d events left",
+            told,
+            extra=told,
+        )
 
     @contextmanager
     def reported(self) -> Iterator[None]:
         """Writes the report into the destination, however the run ends."""
-        try:
-            yield
-        except BaseException as error:
-            is_stopped = _is_stop(error)
-            said = str(find_cause(error) or error).splitlines() or [type(error).__name__]
-            self._finish("stopped" if is_stopped else "failed", said[0])
-            if is_stopped:
-                raise InterruptedRunError(
-                    f"Stopped after {self.report.commits} commits with {self.report.rows} rows, which stay. "
-                    "Run the same again to go on."
-                ) from None
-            raise
-        self._finish(self.report.status, None)
+        with span(f"posthog_source.{self.report.kind}", self._attributes("run_id", "pipeline")) as opened:
+            try:
+                yield
+            except BaseException as error:
+                is_stopped = _is_stop(error)
+                said = str(find_cause(error) or error).splitlines() or [type(error).__name__]
+                self._finish("stopped" if is_stopped else "failed", said[0])
+                if is_stopped:
+                    raise InterruptedRunError(
+                        f"Stopped after {self.report.commits} commits with {self.report.rows} rows, which "
+                        "stay. Run the same again to go on."
+                    ) from None
+                raise
+            else:
+                self._finish(self.report.status, None)
+            finally:
+                opened.tell(self._attributes("status", "commits", "rows", "requests", "waited_s"))
+
+    def _attributes(self, *names: str) -> dict[str, Value]:
+        """What a span tells of the run."""
+        return {f"posthog_source.run.{name}": getattr(self.report, name) for name in names}
 
     def _finish(self, status: Status, error: str | None) -> None:
         self.report = replace(self.report, status=status, error=error, finished_at=datetime.now(UTC))
@@ -230,8 +264,7 @@ def _commit_ranges(
     done = _Done(run, f"{window.start.isoformat()}/{window.end.isoformat()}/{parallel}")
     ranges = dict(enumerate(cut_days(window, parts=parallel * RANGES_PER_WORKER), 1))
     left = [number for number in ranges if number not in done.numbers]
-    # Before the threads start: dlt empties a pipeline's schema for a moment when it commits, and `done` does.
-    pipelines = {number: _beside(run.pipeline, f"range_{number}") for number in left}
+    pipelines: dict[int, dlt.Pipeline] = {}
     is_stopped = threading.Event()
 
     def commit(number: int) -> RunReport:
@@ -242,12 +275,27 @@ def _commit_ranges(
             done.add(number)
         return part.report
 
-    for _, report in ordered_prefetch(commit, left, depth=parallel, cancel=is_stopped.set):
-        run.report = run.report.joined(report)
+    with _shared_progress_of(run.pipeline):
+        # Before the threads start: dlt empties a pipeline's schema for a moment when it commits; `done` does.
+        pipelines |= {number: _beside(run.pipeline, f"range_{number}") for number in left}
+        for _, report in ordered_prefetch(commit, left, depth=parallel, cancel=is_stopped.set):
+            run.report = run.report.joined(report)
     if len(done.numbers) == len(ranges):
         done.clear()
     else:
         run.report = replace(run.report, status="budget_spent")
+
+
+@contextmanager
+def _shared_progress_of(pipeline: dlt.Pipeline) -> Iterator[None]:
+    """A pipeline, and those made beside it meanwhile, may run at once."""
+    own = pipeline.collector
+    with shared_progress(own) as shared:
+        pipeline.collector = shared
+        try:
+            yield
+        finally:
+            pipeline.collector = own
 
 
 def _only(source: DltSource, names: Sequence[str]) -> DltSource:

@@ -26,9 +26,11 @@ from posthog_source.config import (
     build_table_settings,
 )
 from posthog_source.events import utc_now
+from posthog_source.logs import join_dlt
 from posthog_source.queries import build_query
 from posthog_source.query_tables import build_query_settings, parse_queries
 from posthog_source.resources import build_resources
+from posthog_source.spelling import known_settings, warn_of_unknown_keys
 
 Written = Any
 """A setting as toml, the environment or Python has it. `config` reads it: where dlt finds another type than
@@ -133,6 +135,8 @@ def posthog_source(
     Raises:
         SettingsError: A setting is missing or cannot be right; nothing was sent.
     """
+    join_dlt()
+    warn_of_unknown_keys(known_settings(posthog_source))
     settings = build_settings(
         project_id=project_id,
         api_key=api_key,
@@ -211,6 +215,8 @@ def posthog_query(
     Raises:
         SettingsError: A setting is missing or cannot be right; nothing was sent.
     """
+    join_dlt()
+    warn_of_unknown_keys(known_settings(posthog_source, posthog_query))
     settings = build_settings(
         project_id=project_id,
         api_key=api_key,

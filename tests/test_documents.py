@@ -168,17 +168,6 @@ def test_the_version_is_the_newest_of_the_changelog() -> None:
     assert posthog_source.__version__ == newest[1]
 
 
-@pytest.mark.parametrize("name", ["config.toml", "secrets.toml.example"])
-def test_the_settings_files_parse_and_set_only_what_exists(name: str) -> None:
-    text = (ROOT / ".dlt" / name).read_text(encoding="utf-8")
-    shown = tomllib.loads(re.sub(r"^# (?=\[|\w+ = )", "", text, flags=re.MULTILINE))
-
-    for settings in (tomllib.loads(text), shown):
-        section = settings["sources"]["posthog"]
-        assert set(section) <= set(inspect.signature(posthog_source.posthog_source).parameters)
-        assert set(section.get("events", {})) <= set(EventsSettings.__dataclass_fields__)
-
-
 def test_the_example_of_secrets_is_refused_with_what_to_do_and_never_sent(tmp_path: Path) -> None:
     (tmp_path / ".dlt").mkdir()
     example = (ROOT / ".dlt" / "secrets.toml.example").read_text(encoding="utf-8")
