@@ -49,6 +49,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def main() -> None:
     """Exports PostHog into any warehouse that dlt can write to."""
     os.environ.setdefault("RUNTIME__DLTHUB_TELEMETRY", "false")
+    if sys.stderr.isatty():
+        logger.addHandler(logging.StreamHandler())  # warnings as they are; dlt's lines are for files
 
 
 @app.command()
