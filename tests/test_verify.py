@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import dlt
 import pytest
 import sqlglot
+from typer.testing import CliRunner, Result
 
 from posthog_source import EventsConfig, Verification, run_backfill, verify
 from posthog_source.catalog import EVENTS, TABLES
+from posthog_source.cli import app
 from posthog_source.comparison import (
     BUCKET_ROWS,
     LISTED_ROWS,
@@ -30,6 +33,7 @@ from posthog_source.comparison import (
 from posthog_source.config import EventsSettings
 from posthog_source.errors import SettingsError
 from posthog_source.fingerprint import CHUNK_BYTES, TEXT_BYTES, fingerprint_of
+from posthog_source.heatmap import draw
 from posthog_source.query import Settled
 from posthog_source.stored import DIALECTS, Choice
 from posthog_source.stored import Warehouse as Stored
@@ -44,6 +48,7 @@ START = datetime(2026, 1, 10, tzinfo=UTC)
 DAYS = 4
 END = START + DAYS * DAY
 OF_A_DAY = 6
+PNG = b"\x89PNG"
 
 
 def uuid_of(number: int) -> str:
@@ -477,3 +482,87 @@ def test_every_dialect_gets_sql_that_it_parses(synced: Synced, copied: Warehouse
         ):
             sql = statement.sql(dialect=dialect)
             assert sqlglot.parse_one(sql, dialect=dialect).sql(dialect=dialect) == sql
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, dlt's own included."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DLT_DATA_DIR", str(tmp_path / "dlt"))
+    return tmp_path
+
+
+def run(synced: Synced, *words: str) -> Result:
+    """The command as a person types it; words with = are of the environment."""
+    credentials = synced.project.credentials.items()
+    given = {f"SOURCES__POSTHOG__{name.upper()}": str(value) for name, value in credentials}
+    given |= {"DESTINATION__DUCKDB__CREDENTIALS": "warehouse.duckdb"}
+    given |= dict(word.split("=") for word in words if "=" in word)
+    return CliRunner().invoke(app, ["verify", *(word for word in words if "=" not in word)], env=given)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("--from yesterday", "start is 'yesterday', which is no ISO date"),
+        ("--from 2026-01-02 --to 2026-01-01", "is not before end"),
+        ("--from 2050-01-01", "nothing to compare"),
+        ("--tables evnets", "names evnets"),
+        ("--tables persons", "persons is not loaded"),
+        ("--by week", "--by is 'week'"),
+        ("--dataset elsewhere", "nothing of posthog in the dataset elsewhere"),
+        ("--tables events --plot no/such/folder/days.png", "cannot be written"),
+        ("SOURCES__POSTHOG__API_KEY=phx_of_someone_else", "sources.posthog.api_key"),
+        ("SOURCES__POSTHOG__PROJECT_ID=999", "has synced"),
+        ("DESTINATION__DUCKDB__CREDENTIALS=none.duckdb", "There is no database"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line_with_exit_code_2(
+    synced: Synced, folder: Path, command: str, words: str
+) -> None:
+    with synced.copy(folder).held():
+        found = run(synced, *command.split())
+
+    assert (found.exit_code, found.stdout) == (2, "")
+    lines = [line for line in found.stderr.splitlines() if "|dlt|" not in line]
+    assert len(lines) == 1
+    assert words in lines[0]
+    assert synced.project.api_key not in found.stderr
+    assert "phx_of_someone_else" not in found.stderr
+    assert not (folder / "none.duckdb").exists()
+
+
+def test_the_command_tells_people_machines_and_eyes_what_differs(synced: Synced, folder: Path) -> None:
+    with synced.copy(folder).held() as warehouse:
+        warehouse.query(BREAKS["missing"].format(uuid=synced.uuids[1]))
+        plain = run(synced, "--plot", "days.png")
+        by_event = run(synced, "--by", "event", "--to", "2026-01-11")
+        machine = run(synced, "--json")
+        equal = run(synced, "--from", "2026-01-11")
+
+    assert [one.exit_code for one in (plain, by_event, machine, equal)] == [1, 1, 1, 0], plain
+    lines = [line.split() for line in plain.stdout.splitlines()]
+    assert lines[:2] == [
+        ["table", "day", "PostHog", "warehouse", "missing", "extra", "duplicate", "changed"],
+        ["events", "2026-01-10", "6", "5", "1"],
+    ]
+    assert ["events", "missing", synced.uuids[1], "2026-01-10", "page"] in lines
+    assert plain.stdout.endswith("events: verify --repair reads those days again and replaces them.\n")
+    assert (folder / "days.png").read_bytes().startswith(PNG)
+    assert by_event.stdout.splitlines()[1].split() == ["events", "2026-01-10", "page", "6", "5", "1"]
+    told = json.loads(machine.stdout)
+    assert (told["is_equal"], [one["key"] for one in told["differences"]]) == (False, [synced.uuids[1]])
+    assert equal.stdout.endswith(": all the same.\n")
+
+
+def test_a_picture_of_years_has_a_row_for_each_that_has_events(tmp_path: Path) -> None:
+    days = [date(2006, 3, 1), *(date(2025, 12, 1) + n * DAY for n in range(60))]
+    rows = tuple(Compared("events", day, "", 9, 9, missing=n % 7 // 6) for n, day in enumerate(days))
+
+    draw(Verification(rows), tmp_path / "days.png")
+    draw(Verification(rows[-1:]), tmp_path / "day.png")
+
+    tall, small = (int.from_bytes((tmp_path / name).read_bytes()[20:24]) for name in ("days.png", "day.png"))
+    assert tall > 2 * small
+    with pytest.raises(SettingsError, match="no days"):
+        draw(Verification(()), tmp_path / "none.png")
