@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from posthog_source.checkup import Checkup, check
+    from posthog_source.comparison import Verification
     from posthog_source.errors import PosthogSourceError, find_cause
     from posthog_source.identity import create_person_view
     from posthog_source.report import Budget, RunReport
     from posthog_source.runs import run_backfill, run_sync
     from posthog_source.source import EventsConfig, PeopleConfig, ResultsConfig, posthog_query, posthog_source
+    from posthog_source.verification import verify
 
 __version__ = "0.1.0"
 
@@ -31,6 +33,7 @@ __all__ = [
     "PosthogSourceError",
     "ResultsConfig",
     "RunReport",
+    "Verification",
     "__version__",
     "check",
     "create_person_view",
@@ -39,6 +42,7 @@ __all__ = [
     "posthog_source",
     "run_backfill",
     "run_sync",
+    "verify",
 ]
 
 _ROOMS = {
@@ -49,6 +53,7 @@ _ROOMS = {
     "PosthogSourceError": "errors",
     "ResultsConfig": "source",
     "RunReport": "report",
+    "Verification": "comparison",
     "check": "checkup",
     "create_person_view": "identity",
     "find_cause": "errors",
@@ -56,6 +61,7 @@ _ROOMS = {
     "posthog_source": "source",
     "run_backfill": "runs",
     "run_sync": "runs",
+    "verify": "verification",
 }
 
 

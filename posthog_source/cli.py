@@ -135,6 +135,46 @@ def backfill(
 
 
 @app.command()
+def verify(
+    start: Annotated[str, typer.Option("--from", help="First day of events; what was synced.")] = "",
+    end: Annotated[str, typer.Option("--to", help="First day that is not compared.")] = "",
+    by: Annotated[str, typer.Option(help="event: tell a day's events apart by name.")] = "",
+    tables: Annotated[
+        str, typer.Option(help="Names of tables or groups, with commas between; all that are loaded.")
+    ] = "",
+    repair: Annotated[bool, typer.Option("--repair", help="Read the days that differ again.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the days into a file such as days.png.")] = None,
+    destination: Destination = "duckdb",
+    dataset: Dataset = "posthog_data",
+    pipeline: PipelineName = "posthog",
+    as_json: AsJson = False,
+) -> None:
+    """Compares the warehouse with PostHog: which rows are missing, extra, duplicate or changed.
+
+    Exit codes: 0 all the same, 1 something differs, 2 it cannot be compared.
+    """
+    with _answering():
+        from posthog_source.differences import tell
+        from posthog_source.errors import SettingsError
+        from posthog_source.heatmap import draw, require_matplotlib
+        from posthog_source.verification import verify as run_verify
+
+        if by not in ("", "event"):
+            raise SettingsError(f"--by is {by!r}. It can be event.")
+        if plot:
+            require_matplotlib()
+        is_quiet = as_json or not _console().is_terminal  # progress is of a repair, and no result
+        target = _pipeline(pipeline, destination, dataset, is_quiet=is_quiet)
+        asked: dict[str, Any] = {"start": start, "end": end, "by_event": by == "event", "repair": repair}
+        found = run_verify(target, **asked, **_chosen(tables))
+        if plot:
+            draw(found, plot)
+        _print_json(found.as_json()) if as_json else tell(found, _console())
+        if not found.is_equal:
+            raise typer.Exit(1)
+
+
+@app.command()
 def status(
     destination: Destination = "duckdb",
     dataset: Dataset = "posthog_data",

@@ -243,6 +243,14 @@ class Reader:
         """
         self._seen.clear()
 
+    def ask(self, query: Query, window: Window | None = None) -> list[tuple[str | None, ...]]:
+        """The cells of a small answer; asked for in the background where it is too heavy.
+
+        Raises:
+            TooHeavyError: It is, and its window can be halved.
+        """
+        return self._cells(query, window)
+
     def fetch_columns(self) -> tuple[Column, ...]:
         """Columns that the server has beside the table's own."""
         known = {name for column in self.table.columns for name in (column.name, column.source)}
@@ -344,7 +352,7 @@ class Reader:
             query = build_day_counts(self.table, self.table.sources[0], window=part, late=late)
             return {date.fromisoformat(day or ""): int(rows or 0) for day, rows in self._cells(query, part)}
 
-        return _in_halves(window, fetch)
+        return in_halves(window, fetch)
 
     def fetch_day_labels(self, window: Window) -> dict[date, tuple[Count, ...]]:
         """Rows of a window of few days by day and the label after it, each day's ascending."""
@@ -353,7 +361,7 @@ class Reader:
             query = build_day_labels(self.table, self.table.sources[0], window=part)
             return dict(_day_labels(*cells) for cells in self._cells(query, part))
 
-        return _in_halves(window, fetch)
+        return in_halves(window, fetch)
 
     def plan_among(self, among: Among, *, rows: int, window: Window | None = None) -> Plan:
         """Reads some rows, in one slice. `rows` says how many there are; 0 that nobody has counted them."""
@@ -736,7 +744,7 @@ def _read(body: Body) -> Answer:
     return answer
 
 
-def _in_halves(window: Window, fetch: Callable[[Window], dict[date, T]]) -> dict[date, T]:
+def in_halves(window: Window, fetch: Callable[[Window], dict[date, T]]) -> dict[date, T]:
     """What is found of each day of a window, which is halved while PostHog finds it too heavy."""
     try:
         return fetch(window)
@@ -744,7 +752,7 @@ def _in_halves(window: Window, fetch: Callable[[Window], dict[date, T]]) -> dict
         halves = halve_window(window)
         if len(halves) < 2:
             raise
-        first, second = (_in_halves(half, fetch) for half in halves)
+        first, second = (in_halves(half, fetch) for half in halves)
         return first | second
 
 

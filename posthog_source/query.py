@@ -11,13 +11,23 @@ Not here: what to ask (`pagination`) and what comes back (`arrow`).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
-from itertools import takewhile
+from itertools import chain, takewhile
 from uuid import UUID
 
+from posthog_source.fingerprint import (
+    PART_BYTES,
+    PRIME,
+    TAIL_CHARS,
+    TAIL_START,
+    TEXT_BYTES,
+    TEXT_PARTS,
+    Fingerprint,
+    Term,
+)
 from posthog_source.statement import Statement
 from posthog_source.tables import Column, Condition, HogqlTable, LabelField, QueryTable, SortKey
 from posthog_source.windows import Bound, Label, Slice, Window
@@ -25,6 +35,10 @@ from posthog_source.windows import Bound, Label, Slice, Window
 MAX_DAYS = 10_000
 MICROSECOND = timedelta(microseconds=1)
 DAY = timedelta(days=1)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+NUL, NO_NUL = "\0", "\ufffd"
+"""What no warehouse takes, and what is loaded instead."""
 
 BOOL = "^(?:true|false)$"
 ISO_TIME = (
@@ -69,7 +83,22 @@ class Changed:
     since: datetime
 
 
-Among = Late | Keys | Seen | Changed
+@dataclass(frozen=True)
+class Settled:
+    """Rows that PostHog received so long ago that a sync has read them.
+
+    Attributes:
+        before: When they were received at the latest.
+        late_before: The same of those that were received late.
+        late_by_s: How many seconds after it happened that is.
+    """
+
+    before: datetime
+    late_before: datetime
+    late_by_s: int
+
+
+Among = Late | Keys | Seen | Changed | Settled
 """Which rows of a slice or window are asked for, where not all are."""
 
 Cell = datetime | date | str | int | float | Decimal
@@ -254,6 +283,113 @@ def build_sample(
     )
 
 
+def build_day_checksums(
+    table: HogqlTable,
+    source: str,
+    fingerprint: Fingerprint,
+    *,
+    window: Window,
+    among: Among | None,
+    by_name: bool,
+) -> Query:
+    """Rows of a window, of copies one, by UTC day: day, and three JSON arrays of names, rows and checksums.
+
+    By name, that of the label after the day; else the only name is empty. One row for each day, so that no
+    LIMIT cuts one short.
+    """
+    builder = _Builder(f"posthog_source {table.name} checksum")
+    day, name = (_label_expression(table, label) for label in table.sort_key.labels)
+    passed = {"row_day": day, "row_name": name if by_name else builder.value("")}
+    conditions = builder.in_slice(table, Slice(), window, among)
+    rows = builder.fingerprinted(table, source, fingerprint, conditions, passed)
+    keys = _key_names(fingerprint)
+    one = (
+        f"SELECT row_day, row_name, any(weight) AS one_weight, any(content) AS one_content {rows} "
+        f"GROUP BY row_day, row_name, {keys}"
+    )
+    sums = (
+        f"SELECT row_day, row_name, toString(count()) AS row_count, "
+        f"toString(sum({_product('one_weight', 'one_content')})) AS checksum FROM ({one}) AS ones "
+        "GROUP BY row_day, row_name"
+    )
+    return builder.query(
+        "SELECT toString(row_day) AS day_text, toJSONString(groupArray(row_name)) AS names, "
+        "toJSONString(groupArray(row_count)) AS row_counts, toJSONString(groupArray(checksum)) AS checksums "
+        f"FROM ({sums}) AS sums GROUP BY row_day ORDER BY row_day LIMIT {MAX_DAYS}"
+    )
+
+
+def build_bucket_checksums(
+    table: HogqlTable,
+    source: str,
+    fingerprint: Fingerprint,
+    *,
+    slice_: Slice,
+    window: Window | None,
+    among: Among | None,
+    buckets: int,
+) -> Query:
+    """Rows, of copies one, dealt out by their weight: bucket, rows, checksum."""
+    builder = _Builder(f"posthog_source {table.name} checksum")
+    conditions = builder.in_slice(table, slice_, window, among)
+    rows = builder.fingerprinted(table, source, fingerprint, conditions, {}, near=slice_)
+    keys = _key_names(fingerprint)
+    one = f"SELECT {keys}, any(weight) AS one_weight, any(content) AS one_content {rows} GROUP BY {keys}"
+    bucket = f"one_weight % {buckets}"
+    return builder.query(
+        f"SELECT toString({bucket}) AS bucket_text, toString(count()) AS row_count, "
+        f"toString(sum({_product('one_weight', 'one_content')})) AS checksum FROM ({one}) AS ones "
+        f"GROUP BY {bucket} ORDER BY {bucket} LIMIT {buckets}"
+    )
+
+
+def build_fingerprints(
+    table: HogqlTable,
+    source: str,
+    fingerprint: Fingerprint,
+    *,
+    slice_: Slice,
+    window: Window | None,
+    among: Among | None,
+    buckets: int,
+    chosen: Sequence[int],
+    arrival: str | None,
+    limit: int,
+) -> Query:
+    """Rows of some buckets: the key's cells, fingerprint, time of arrival, name.
+
+    Copies that differ are several rows.
+
+    Args:
+        table: The catalogue row.
+        source: HogQL table.
+        fingerprint: What of its rows is compared.
+        slice_: Where they lie on the table's line.
+        window: Bounds in time.
+        among: Which rows; None means all.
+        buckets: Into how many all rows are dealt out.
+        chosen: Which of them are asked for.
+        arrival: Column that tells when a row came; the cell is empty without one.
+        limit: Rows at most.
+    """
+    builder = _Builder(f"posthog_source {table.name} fingerprint")
+    arrived = [table.column(arrival)] if arrival else []
+    passed = {"arrived": _name(_as_newest(table).column(arrival).source)} if arrival else {}
+    named = [label for label in table.sort_key.labels if label.kind == "text" and table.time_column]
+    passed["row_name"] = _name(named[-1].field) if named else builder.value("")
+    conditions = builder.in_slice(table, slice_, window, among)
+    rows = builder.fingerprinted(table, source, fingerprint, conditions, passed, arrived, near=slice_)
+    keys = [f"key_{n}" for n in range(len(fingerprint.weight))]
+    cells = ", ".join(f"toString({key}) AS {key}_text" for key in keys)
+    product = _product("weight", "content")
+    at = "any(arrived)" if arrival else builder.value("")
+    where = f" WHERE weight % {buckets} IN {builder.value(list(chosen))}" if buckets > 1 else ""
+    return builder.query(
+        f"SELECT {cells}, toString({product}) AS fingerprint, {at} AS arrived_at, any(row_name) AS name "
+        f"{rows}{where} GROUP BY {', '.join(keys)}, {product} LIMIT {limit}"
+    )
+
+
 def build_span(table: HogqlTable, source: str) -> Query:
     """One row: how many rows the whole table has, and its first and last time (1970 when it has no rows)."""
     time_field = _name(table.column(table.time_column or "").source)
@@ -395,6 +531,12 @@ class _Builder:
                 arrived = _name(table.column(table.arrival_column or "").source)
                 late = f"dateDiff('second', {happened}, {arrived}) >= {by_s}"
                 return [f"{arrived} >= {utc(since)}", late]
+            case Settled(before, late_before, late_by_s):
+                happened = _micros(_name(table.column(table.time_column or "").source))
+                arrived = _micros(_name(table.column(table.arrival_column or "").source))
+                bounds = [self.value((at - EPOCH) // MICROSECOND) for at in (before, late_before)]
+                in_time = f"{arrived} - {happened} < {late_by_s * 1_000_000}"
+                return [f"{arrived} < {bounds[0]}", f"({arrived} < {bounds[1]} OR {in_time})"]
             case Changed(since):
                 return [f"{_name(table.column(table.cursor or '').source)} >= {utc(since)}"]
             case Keys(field_name, values):
@@ -443,6 +585,62 @@ class _Builder:
         named = f"({_summed(table, source, columns, near)}) AS summed" if table.parts else source
         rows = f"FROM {named}{_where(wanted)}"
         return f"FROM ({_newest(table, rows, columns)}) AS newest" if table.version_field else rows
+
+    def fingerprinted(
+        self,
+        table: HogqlTable,
+        source: str,
+        fingerprint: Fingerprint,
+        conditions: Sequence[str],
+        passed: Mapping[str, str],
+        columns: Sequence[Column] = (),
+        *,
+        near: Slice | None = None,
+    ) -> str:
+        """FROM rows with their key, weight and content, and what is passed on, by its name.
+
+        Level upon level, each of little depth: PostHog's parser takes four times as long for a call in a call
+        in a call as for a call, and next to nothing for operators (measured on hogql_parser).
+        """
+        terms = list(enumerate((*fingerprint.weight, *fingerprint.content)))
+        keys = [f"key_{n}" for n in range(len(fingerprint.weight))]
+        kept = [*passed, *keys]
+        own = [f"{expression} AS {name}" for name, expression in passed.items()]
+        own += [f"{_name(column.source)} AS key_{n}" for n, column in enumerate(fingerprint.keys)]
+        level = self.rows(table, source, conditions, columns, near=near)
+        level = _level("read", own, (self._raw(n, term) for n, term in terms), level)
+        level = _level("in_bytes", kept, (self._bytes(n, term) for n, term in terms), level)
+        level = _level("in_parts", kept, (_parts(n, term) for n, term in terms), level)
+        of_key = len(fingerprint.weight)
+        weight = _sum_of(terms[:of_key])
+        content = _sum_of(terms[of_key:])
+        return _level("weighed", kept, [[f"{weight} AS weight", f"{content} AS content"]], level)
+
+    def _raw(self, n: int, term: Term) -> list[str]:
+        """What is read of a column: texts without NUL, as they are loaded."""
+        name = _name(term.column.source)
+        match term.measure:
+            case "tail":
+                return [f"toString({name}) AS raw_{n}"]
+            case "text":
+                return [f"replaceAll({name}, {self.value(NUL)}, {self.value(NO_NUL)}) AS raw_{n}"]
+            case "instant":
+                return [f"{_micros(name)} AS raw_{n}"]
+            case "size":
+                return [f"length({name}) AS raw_{n}"]
+            case _:
+                return [f"{name} AS raw_{n}"]
+
+    def _bytes(self, n: int, term: Term) -> list[str]:
+        """The bytes that a column's numbers are made of, or the column itself."""
+        match term.measure:
+            case "tail":
+                return [f"unhex(substring(raw_{n}, {TAIL_START}, {TAIL_CHARS})) AS bytes_{n}"]
+            case "text":
+                padded = f"rightPad(raw_{n}, {TEXT_BYTES}, {self.value(NUL)})"  # cuts what is longer
+                return [f"{padded} AS bytes_{n}", f"lengthUTF8(raw_{n}) AS chars_{n}"]
+            case _:
+                return [f"raw_{n}"]
 
     def chosen(self, condition: Condition | None) -> list[str]:
         """What a table's condition says. The where is a person's own text, and the only one in any query."""
@@ -534,6 +732,45 @@ class _Builder:
                 return self.value(int(cell))
             case _:
                 return self.value(cell)
+
+
+def _level(name: str, kept: Iterable[str], cells: Iterable[Iterable[str]], rows: str) -> str:
+    """FROM what is kept of some rows, and further cells."""
+    return f"FROM (SELECT {', '.join([*kept, *chain.from_iterable(cells)])} {rows}) AS rows_{name}"
+
+
+def _micros(name: str) -> str:
+    """Microseconds since 1970. HogQL has no toUnixTimestamp64Micro."""
+    return f"dateDiff('microsecond', {utc(EPOCH)}, {name})"
+
+
+def _parts(n: int, term: Term) -> list[str]:
+    """A term's numbers, the first byte counting most."""
+    match term.measure:
+        case "tail":
+            return [f"reinterpretAsUInt64(reverse(bytes_{n})) AS part_{n}_0"]
+        case "text":
+            cells = (f"substring(bytes_{n}, {1 + PART_BYTES * i}, {PART_BYTES})" for i in range(TEXT_PARTS))
+            parts = [f"reinterpretAsUInt256(reverse({cell}))" for cell in cells]
+            return [f"{part} AS part_{n}_{i}" for i, part in enumerate([*parts, f"chars_{n}"])]
+        case _:
+            return [f"raw_{n} AS part_{n}_0"]
+
+
+def _sum_of(terms: Iterable[tuple[int, Term]]) -> str:
+    """One and the remainder of what the terms add up to."""
+    parts = [
+        f"part_{n}_{i} % {PRIME} * {factor}" for n, term in terms for i, factor in enumerate(term.factors)
+    ]
+    return f"1 + ({' + '.join(parts)}) % {PRIME}" if parts else "1"
+
+
+def _product(weight: str, content: str) -> str:
+    return f"{weight} * {content} % {PRIME}"
+
+
+def _key_names(fingerprint: Fingerprint) -> str:
+    return ", ".join(f"key_{n}" for n in range(len(fingerprint.weight)))
 
 
 def _common(statement: Statement) -> str:

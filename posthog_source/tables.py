@@ -215,6 +215,11 @@ class Table:
         """The columns that PostHog is asked for; the others are the connector's own."""
         return tuple(column for column in self.columns if not column.is_added)
 
+    @property
+    def deleted_flag(self) -> str | None:
+        """The column that is true of rows which PostHog has deleted, where the table keeps such rows."""
+        return next((c.name for c in self.columns if c.name == "deleted" and c.kind == "bool"), None)
+
     def column(self, name: str) -> Column:
         """The column of that name."""
         return next(column for column in self.columns if column.name == name)

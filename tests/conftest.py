@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -12,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import duckdb
@@ -38,6 +41,9 @@ PROJECT_TABLES = tuple(t for t in TABLES if not (isinstance(t, RestTable) and t.
 PLAIN_EVENTS = EVENTS.without({"person_properties"})
 SLOWEST = ("test_kill", "test_people_month", "test_storm", "test_benchmarks", "test_runs", "test_month")
 """Files of tests that take minutes, the longest first: begun last, they would end alone."""
+
+POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
+"""Where Debian keeps a server's programs."""
 
 NO_LIMITS = {"api_queries": [10**6, 10**6], "default": [10**6, 10**6], "clickhouse": [10**6, 10**6]}
 
@@ -400,3 +406,31 @@ def busy_project(server: Server) -> Project:
 @pytest.fixture
 def fake_time() -> FakeTime:
     return FakeTime()
+
+
+@pytest.fixture
+def postgres() -> Iterator[str]:
+    """The address of an empty Postgres, where a server's programs and dlt's driver are installed."""
+    pytest.importorskip("psycopg2")
+    if POSTGRES is None:
+        pytest.skip("no Postgres server is installed")
+    place = Path(mkdtemp(prefix="postgres-"))
+    user = "postgres" if os.getuid() == 0 else None  # it refuses to run as root
+    if user:
+        shutil.chown(place, user)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = f"-c listen_addresses=127.0.0.1 -p {port} -k {place} -c fsync=off"
+    control = [str(POSTGRES / "pg_ctl"), "-D", str(place / "data"), "-w", "-l", str(place / "log")]
+
+    def run(*command: str) -> None:
+        subprocess.run(command, user=user, cwd=place, check=True, stdout=subprocess.DEVNULL)
+
+    run(str(POSTGRES / "initdb"), "-D", str(place / "data"), "-U", "dlt", "-A", "trust", "-E", "UTF8", "-N")
+    run(*control, "-o", options, "start")
+    try:
+        yield f"postgresql://dlt:none@127.0.0.1:{port}/postgres"
+    finally:
+        run(*control, "-m", "immediate", "stop")
+        shutil.rmtree(place)

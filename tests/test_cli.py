@@ -21,6 +21,7 @@ ARGUMENTS = {
     "check": ["--destination", "duckdb"],
     "sync": [],
     "backfill": ["--from", "2026-01-01", "--to", "2026-02-01"],
+    "verify": [],
     "status": [],
     "tables": [],
     "query": ["SELECT event FROM events LIMIT 5"],
@@ -29,8 +30,8 @@ ARGUMENTS = {
 """Of every command: what it needs at least."""
 
 ASKS_POSTHOG = ("check", "sync", "backfill", "query")
-WRITES = ("check", "sync", "backfill", "status")
-CHOOSES = ("check", "sync")
+WRITES = ("check", "sync", "backfill", "verify", "status")
+CHOOSES = ("check", "sync", "verify")
 
 
 @pytest.fixture

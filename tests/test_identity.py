@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
-import socket
-import subprocess
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import dlt
@@ -42,8 +38,6 @@ SHOWN = {
     "ids": Relation(("shop", "data", "person_distinct_ids"), ("project_id", "distinct_id", "person_id")),
     "persons": Relation(("shop", "data", "persons"), ("project_id", "id", "created_at", "properties")),
 }
-POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
-"""Where Debian keeps a server's programs."""
 
 
 @dataclass
@@ -558,34 +552,6 @@ def test_the_view_asks_for_columns_that_the_catalogue_has() -> None:
 
     for column in sqlglot.parse_one(sql, dialect="duckdb").find_all(exp.Column):
         assert column.name in known[column.table]
-
-
-@pytest.fixture
-def postgres() -> Iterator[str]:
-    """The address of an empty Postgres, where a server's programs and dlt's driver are installed."""
-    pytest.importorskip("psycopg2")
-    if POSTGRES is None:
-        pytest.skip("no Postgres server is installed")
-    place = Path(mkdtemp(prefix="postgres-"))
-    user = "postgres" if os.getuid() == 0 else None  # it refuses to run as root
-    if user:
-        shutil.chown(place, user)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = f"-c listen_addresses=127.0.0.1 -p {port} -k {place} -c fsync=off"
-    control = [str(POSTGRES / "pg_ctl"), "-D", str(place / "data"), "-w", "-l", str(place / "log")]
-
-    def run(*command: str) -> None:
-        subprocess.run(command, user=user, cwd=place, check=True, stdout=subprocess.DEVNULL)
-
-    run(str(POSTGRES / "initdb"), "-D", str(place / "data"), "-U", "dlt", "-A", "trust", "-E", "UTF8", "-N")
-    run(*control, "-o", options, "start")
-    try:
-        yield f"postgresql://dlt:none@127.0.0.1:{port}/postgres"
-    finally:
-        run(*control, "-m", "immediate", "stop")
-        shutil.rmtree(place)
 
 
 def test_postgres_says_the_same_and_takes_new_columns(story: Story, postgres: str, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ UNTYPED = """
     bitNot 1-1
     tuple 0-+
     tupleElement 2-3
-    hex unhex 1-1
+    hex unhex reinterpretAsUInt64 reinterpretAsUInt256 1-1
     toBool toJSONString toTypeName cityHash64 1-1
     toUUIDOrDefault 2-2
     coalesce greatest least 1-+

@@ -6,6 +6,7 @@ Only parsing: it knows no tables and no functions. A tree is the JSON of `hogql_
 import importlib
 import sys
 import types
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -31,10 +32,17 @@ PACKAGES = ("posthog", "posthog.hogql", ERRORS_MODULE)
 
 def parse_select(text: str) -> Node:
     """Parse one SELECT, or set of SELECTs."""
-    tree: Node = orjson.loads(_parser.parse_select_json(text, is_internal=True))
+    tree: Node = orjson.loads(_parse(text))
     if tree.get("error"):
         raise _error(tree)
     return tree
+
+
+@lru_cache(maxsize=256)
+def _parse(text: str) -> str:
+    """The tree as JSON. The parser takes up to a second for a long query, and tests ask the same again."""
+    parsed: str = _parser.parse_select_json(text, is_internal=True)
+    return parsed
 
 
 def _error(tree: Node) -> HogQLError:
