@@ -32,6 +32,12 @@ DROPPED = frozenset({*SECRETS, *OWN_VIEWS, "team_id", "team"})
 WORDS: Mapping[str, str] = {
     "id": "PostHog's id",
     "short_id": "As in its address",
+    "derived_name": "Name that PostHog makes from the definition",
+    "saved": "Whether it was saved by a person",
+    "favorited": "Whether it is a favourite",
+    "dashboards": "Dashboards that show it",
+    "dashboard_tiles": "Its tiles on dashboards",
+    "last_refresh": "When its result was last computed",
     "created_by": "Who made it",
     "created_at": "When it was made",
     "updated_at": "When it was last saved",
@@ -58,6 +64,19 @@ WORDS: Mapping[str, str] = {
 
 ARCHIVED = (Pass(params={"archived": "false"}), Pass(params={"archived": "true"}))
 """Lists that hide what is archived; servers that do not know the parameter list the same twice."""
+
+
+PROPERTY_KINDS = (
+    *(Pass(params={"type": kind}, stamps={"type": kind}) for kind in ("event", "person", "session")),
+    *(
+        Pass(
+            params={"type": "group", "group_type_index": str(index)},
+            stamps={"type": "group", "group_type_index": index},
+        )
+        for index in range(5)
+    ),
+)
+"""Lists of properties of events, persons, sessions and each kind of groups, whose items do not say whose."""
 
 
 def _columns(members: Mapping[Kind, str], key: str) -> tuple[Column, ...]:
@@ -102,44 +121,37 @@ def _whole(
     )
 
 
-INSIGHTS = RestTable(
-    name="insights",
-    description="One row per insight: its definition, not its results. Deleted ones go where the key may "
-    "read the activity log, and stay as last seen elsewhere.",
-    columns=(
-        PROJECT_ID,
-        Column("id", "bigint", "The insight's number", is_required=True),
-        Column("short_id", "text", "As in its address"),
-        Column("name", "text", "Name"),
-        Column("derived_name", "text", "Name that PostHog makes from the definition"),
-        Column("description", "text", "Description"),
-        Column("query", "json", "Definition"),
-        Column("filters", "json", "Definition, the older form"),
-        Column("dashboards", "json", "Dashboards that show it"),
-        Column("dashboard_tiles", "json", "Its tiles there"),
-        Column("tags", "json", "Tags"),
-        Column("saved", "bool", "Whether it was saved by a person"),
-        Column("favorited", "bool", "Whether it is a favourite"),
-        Column("created_by", "json", "Who made it"),
-        Column("created_at", "timestamp", "When it was made"),
-        Column("last_modified_at", "timestamp", "When it was last edited"),
-        Column("updated_at", "timestamp", "When it was last saved, by PostHog itself too"),
-        Column("last_refresh", "timestamp", "When its result was last computed"),
-        Column("deleted", "bool", WORDS["deleted"]),
-    ),
-    primary_key=("project_id", "id"),
-    disposition="merge",
-    scopes=("insight:read",),
-    path="insights/",
-    # Without an order PostHog sorts by a column that is mostly null, and offset paging skips and repeats
-    # rows; without basic=true each row carries its result (rest_api.md 4.4).
+def _followed(cursor: str, param: str = "", *, overlap_s: float, activity: str = "") -> dict[str, Any]:
+    """What a table has of which only changes are read: see `RestTable`."""
+    return {
+        "disposition": "merge",
+        "cursor": cursor,
+        "cursor_param": param,
+        "overlap_s": overlap_s,
+        "activity_scope": activity,
+    }
+
+
+# Without an order PostHog sorts by a column that is mostly null, and offset paging skips and repeats rows;
+# without basic=true each row carries its result (rest_api.md 4.4).
+INSIGHTS = _whole(
+    "insights",
+    "One row per insight: its definition, not its results. Deleted ones go where the key may read the "
+    "activity log, and stay as last seen elsewhere.",
+    "insight",
+    {
+        "bigint": "id",
+        "text": "short_id name derived_name description",
+        "json": "query filters dashboards dashboard_tiles tags created_by",
+        "bool": "saved favorited deleted",
+        "timestamp": "created_at last_modified_at updated_at last_refresh",
+    },
     params={"basic": "true", "order": "last_modified_at"},
     page_rows=500,
     rate_class="clickhouse",
-    cursor="last_modified_at",
-    cursor_param="date_from",
-    overlap_s=300.0,
-    activity_scope="Insight",
+    is_optional=False,
+    is_open=False,
+    **_followed("last_modified_at", "date_from", overlap_s=300.0, activity="Insight"),
 )
 
 DASHBOARDS = _whole(
@@ -313,12 +325,8 @@ NOTEBOOKS = _whole(
         "json": "created_by last_modified_by",
     },
     primary_key=("project_id", "short_id"),
-    disposition="merge",
     params={"order": "last_modified_at"},
-    cursor="last_modified_at",
-    cursor_param="date_from",
-    overlap_s=60.0,
-    activity_scope="Notebook",
+    **_followed("last_modified_at", "date_from", overlap_s=60.0, activity="Notebook"),
 )
 
 EVENT_DEFINITIONS = _whole(
@@ -349,16 +357,7 @@ PROPERTY_DEFINITIONS = _whole(
         "timestamp": "updated_at verified_at",
         "json": "tags updated_by verified_by",
     },
-    passes=(
-        *(Pass(params={"type": kind}, stamps={"type": kind}) for kind in ("event", "person", "session")),
-        *(
-            Pass(
-                params={"type": "group", "group_type_index": str(index)},
-                stamps={"type": "group", "group_type_index": index},
-            )
-            for index in range(5)
-        ),
-    ),
+    passes=PROPERTY_KINDS,
     added_by="virtual",
     page_rows=5_000,
 )
@@ -495,12 +494,9 @@ BATCH_EXPORT_RUNS = _whole(
     },
     path="batch_exports/{id}/runs/",
     each=BATCH_EXPORTS,
-    disposition="merge",
     params={"after": "2020-01-01T00:00:00+00:00"},  # else PostHog goes back seven days
-    cursor="created_at",
-    cursor_param="after",
-    overlap_s=7 * 86_400.0,  # a run changes until it is finished
     is_newest_first=True,
+    **_followed("created_at", "after", overlap_s=7 * 86_400.0),  # a run changes until it is finished
 )
 
 WAREHOUSE_SAVED_QUERIES = _whole(
@@ -543,11 +539,9 @@ ACTIVITY_LOG = _whole(
         "timestamp": "created_at",
         "json": "user detail",
     },
-    disposition="merge",
     params={"page_size": "1000"},
-    cursor="created_at",
-    overlap_s=300.0,
     is_newest_first=True,
+    **_followed("created_at", overlap_s=300.0),
 )
 
 USERS = _whole(
