@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -408,9 +409,10 @@ def test_no_more_questions_are_open_than_look_ahead_however_many_tables_are_read
 
 def test_a_real_limit_on_concurrent_queries_is_never_met(project: Project, warehouse: Warehouse) -> None:
     project.generate(events=1_000, persons=300, days=2, properties_bytes=10)
-    project.settings(max_concurrent_queries=2, concurrency_wait_s=0.0, latency_s=0.02, person_last_seen=True)
+    project.settings(organization_id=str(uuid4()), person_last_seen=True)
+    project.settings(max_concurrent_queries=2, concurrency_wait_s=0.0, latency_s=0.02)
 
-    warehouse.sync(project, events={"page_rows": 300})
+    warehouse.sync(project.with_full_key(), events={"page_rows": 300})
 
     assert set(project.stats()["by_status"]) == {"200"}
 
@@ -557,7 +559,7 @@ def test_every_table_is_refused_without_its_scope_and_the_scope_is_named(
 
     for scope in table.scopes:
         with pytest.raises(Exception, match=f"'{scope}'"):
-            warehouse.sync(project, table.name, api_key=server.key(sorted(every - {scope}), [project.id]))
+            warehouse.sync(project, table.name, api_key=server.key(sorted(every - {scope})))
 
-    warehouse.sync(project, table.name, api_key=server.key(list(table.scopes), [project.id]))
+    warehouse.sync(project, table.name, api_key=server.key(list(table.scopes)))
     assert set(warehouse.counts()) == {table.name}

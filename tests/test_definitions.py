@@ -59,7 +59,7 @@ def put(
 
 def reader(project: Project) -> dict[str, Any]:
     """Credentials of one who may read what stands above the project, too."""
-    return project.credentials | {"api_key": project.server.key(["*"])}
+    return project.with_full_key().credentials
 
 
 def synced(place: Warehouse, project: Project, *tables: str) -> None:

@@ -34,14 +34,18 @@ from posthog_source.catalog import (
     events_table,
 )
 from posthog_source.config import MAX_PAGE_ROWS, EventsSettings
+from posthog_source.fingerprint import fingerprint_of
 from posthog_source.query import (
     Cell,
     Late,
     Query,
+    build_bucket_checksums,
     build_count,
     build_count_distinct,
+    build_day_checksums,
     build_day_counts,
     build_day_labels,
+    build_fingerprints,
     build_heavy_counts,
     build_label_counts,
     build_page,
@@ -163,6 +167,24 @@ def some_questions(table: HogqlTable) -> dict[str, Query]:
             table, "events", Slice(), window=None, labels=[(MIDNIGHT.date(), "A")], rows=9, limit=10
         ),
         "build_probe_condition": build_probe_condition(table, "events"),
+        "build_day_checksums": build_day_checksums(
+            table, "events", fingerprint_of(table), window=WINDOW, among=None, by_name=True
+        ),
+        "build_bucket_checksums": build_bucket_checksums(
+            table, "events", fingerprint_of(table), slice_=Slice(), window=WINDOW, among=late, buckets=64
+        ),
+        "build_fingerprints": build_fingerprints(
+            table,
+            "events",
+            fingerprint_of(table),
+            slice_=Slice(),
+            window=WINDOW,
+            among=late,
+            buckets=64,
+            chosen=[7],
+            arrival="created_at",
+            limit=10,
+        ),
     }
 
 

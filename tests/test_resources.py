@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import pyarrow as pa
 import pytest
@@ -24,9 +25,16 @@ def source_of(project: Project, **settings: Any) -> DltSource:
 
 @pytest.fixture
 def small(project: Project) -> Project:
+    project.settings(organization_id=str(uuid4()))
     end = datetime.now(UTC) - timedelta(hours=1)
     project.generate(events=300, persons=40, days=2, end=end.isoformat(), properties_bytes=50)
-    return project
+    survey, export = (
+        project.get(f"{path}/").json()["results"][0]["id"] for path in ("surveys", "batch_exports")
+    )
+    answer = {"event": "survey sent", "distinct_id": "somebody", "properties": {"$survey_id": survey}}
+    project.capture(answer)
+    project.control("POST", "definitions/batch_exports/{parent}/runs", items=[{"_parent": export}])
+    return project.with_full_key()
 
 
 def test_there_is_a_resource_for_every_table_and_no_other(project: Project) -> None:
