@@ -73,6 +73,9 @@ REST_RATES: Mapping[str, tuple[Rate, ...]] = {
 }
 """PostHog's limits of a key (rest_api.md 2.1)."""
 
+ERROR_MEMBERS = frozenset({"type", "code", "detail", "attr"})
+"""Of the object that PostHog tells an error with (query_api.md 3)."""
+
 MODIFIERS: Mapping[str, object] = {"convertToProjectTimezone": False}
 """Without it every time is read and written in the project's zone (query_api.md 6.2)."""
 
@@ -796,6 +799,8 @@ def _read_object(body: Body) -> dict[str, object]:
         parsed = None
     if not isinstance(parsed, dict):
         raise UnreadableAnswerError(f"PostHog answered 200 with {len(body)} bytes that are no JSON object.")
+    if parsed.keys() >= ERROR_MEMBERS:
+        raise UnreadableAnswerError("PostHog answered 200 with an error in place of what was asked for.")
     return parsed
 
 

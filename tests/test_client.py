@@ -114,6 +114,13 @@ def test_a_query_that_reads_too_much_is_too_heavy_though_it_is_a_400(
         ask(client)
 
 
+def test_an_error_under_200_is_no_object_and_asked_again(project: Project, client: Client) -> None:
+    project.faults("surveys/responses_count", {"kind": "error_envelope", "times": 2})
+
+    assert client.get("surveys/responses_count/") == {}
+    assert len(project.requests()) == 3
+
+
 def test_a_missing_scope_is_named(server: Server, project: Project, fake_time: FakeTime) -> None:
     key = server.key(["insight:read"], [project.id])
     with (

@@ -308,9 +308,9 @@ def test_a_bad_hogql_insight_is_a_400_and_the_background_is_refused(project: Pro
 
 
 def test_all_insights_of_the_generator_can_be_computed(project: Project) -> None:
-    project.generate(events=300, persons=20, days=3, insights=9, properties_bytes=50)
+    project.generate(events=5_000, persons=20, days=3, insights=9, properties_bytes=50)
     insights = project.get("insights/", order="id", basic="true").json()["results"]
     for insight in insights:
         answer = ask_insight(project, insight["id"])
         assert answer.status_code == 200, answer.text
-        assert answer.json()["result"]
+        assert answer.json()["result"], insight["name"]
