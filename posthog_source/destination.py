@@ -171,11 +171,14 @@ class Target:
     @classmethod
     def current(cls, settings: Settings) -> Target:
         """The running pipeline's destination; a neutral one where a resource is read without a pipeline."""
-        context = Container()[PipelineContext]
+        container = Container()
+        context = container[PipelineContext]
         pipeline = context.pipeline() if context.is_active() else None
         if not isinstance(pipeline, dlt.Pipeline) or pipeline.destination is None:
             return cls("", DestinationCapabilitiesContext.generic_capabilities(), None, may_resume=True)
-        caps = pipeline.destination.capabilities()
+        is_known = DestinationCapabilitiesContext in container  # asking anew resolves all its settings
+        known = container[DestinationCapabilitiesContext] if is_known else None
+        caps = known or pipeline.destination.capabilities()
         kind = pipeline.destination.destination_type.rsplit(".", 1)[-1]
         may_resume = settings.is_resumed_by_dlt or not pipeline.config.restore_from_destination
         return cls(kind, caps, pipeline, may_resume=may_resume)

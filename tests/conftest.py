@@ -262,6 +262,7 @@ class Warehouse:
     @contextmanager
     def held(self) -> Iterator[Warehouse]:
         """The same, its file kept open: DuckDB takes 15 ms to open and close it, and dlt does so often."""
+        self.path.mkdir(exist_ok=True)
         with duckdb.connect(str(self.path / "warehouse.duckdb")):
             yield self
 

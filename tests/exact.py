@@ -53,7 +53,7 @@ def true_events(project: Project, where: str = "1") -> Counter[Row]:
 def loaded_events(path: Path, *, schema: str = "posthog_data", table: str = "events") -> Counter[Row]:
     """What a DuckDB file holds: each row as often as it is there."""
     cells = ", ".join(duckdb_cells(EVENT_FIELDS))
-    with duckdb.connect(str(path), read_only=True) as connection:
+    with duckdb.connect(str(path)) as connection:
         rows = connection.execute(f"SELECT {cells} FROM {schema}.{table}").fetchall()
     return Counter(rows)
 

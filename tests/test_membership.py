@@ -388,10 +388,10 @@ def test_a_cohort_of_many_pages_is_read_whole(town: Town, place: Warehouse) -> N
 
 
 def test_two_projects_in_one_dataset_leave_each_others_members_alone(
-    server: Server, town: Town, tmp_path: Path
+    server: Server, town: Town, place: Warehouse
 ) -> None:
     other = Town.of(server.project(settings={"rate_limits": NO_LIMITS}))
-    ours, theirs = Warehouse.at(tmp_path, "ours"), Warehouse.at(tmp_path, "theirs")
+    ours, theirs = Warehouse.at(place.path, "ours"), Warehouse.at(place.path, "theirs")
     for _ in range(2):
         sync(town, ours)
         sync(other, theirs)

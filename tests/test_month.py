@@ -15,7 +15,6 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import dlt
@@ -167,7 +166,7 @@ class Month:
 
     def check(self) -> None:
         """What must hold after every sync."""
-        with duckdb.connect(str(self.warehouse.path / "warehouse.duckdb"), read_only=True) as connection:
+        with duckdb.connect(str(self.warehouse.path / "warehouse.duckdb")) as connection:
             uuids = [
                 uuid for (uuid,) in connection.execute("SELECT uuid FROM posthog_data.events").fetchall()
             ]
@@ -204,18 +203,16 @@ class Month:
         return f"seed {SEED}, {self.now}, sync {self.syncs}: {len(wanted)} {what}: {known[:4]}"
 
 
-@pytest.mark.parametrize(("write_mode", "hours"), [("window", 12), ("upsert", 48)])
+@pytest.mark.parametrize(("write_mode", "hours"), [("window", 24), ("upsert", 48)])
 def test_a_month_of_syncs_is_never_wrong_and_exact_after_each_look_for_late_arrivals(
-    server: Server, tmp_path: Path, write_mode: Any, hours: float
+    server: Server, place: Warehouse, write_mode: Any, hours: float
 ) -> None:
     sync_every = timedelta(hours=float(SYNC_HOURS or hours))
     project = server.project(settings={"rate_limits": NO_LIMITS, "max_concurrent_queries": 100})
     waiting_time, began_s = FakeTime(), time.perf_counter()
     settings = build_settings(**project.credentials)
     with Client(settings, clock=waiting_time.clock, sleep=waiting_time.sleep) as client:
-        month = Month(
-            project, Warehouse.at(tmp_path), EventsSettings(write_mode=write_mode), client, settings
-        )
+        month = Month(project, place, EventsSettings(write_mode=write_mode), client, settings)
         coming = deque(draw_events())
         now = START
         while now < START + MONTH:

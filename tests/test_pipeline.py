@@ -277,11 +277,11 @@ def test_a_start_date_leaves_out_what_is_before_it(product: Project, warehouse: 
 
 
 def test_two_projects_in_one_dataset_leave_each_others_rows_alone(
-    server: Server, product: Project, tmp_path: Path
+    server: Server, product: Project, place: Warehouse
 ) -> None:
     other = server.project()
     other.generate(events=1_000, end=ago(hours=1).isoformat(), seed=2, **SMALL)
-    ours, theirs = Warehouse.at(tmp_path, "ours"), Warehouse.at(tmp_path, "theirs")
+    ours, theirs = Warehouse.at(place.path, "ours"), Warehouse.at(place.path, "theirs")
     ours.sync(product)
     theirs.sync(other)
     add_events(product, 1, uuid=uuids(1, 1), timestamp=[ago(minutes=20)])
@@ -577,7 +577,7 @@ def test_the_person_of_an_event_is_the_one_at_ingestion_unless_the_current_one_i
     found = {}
     for person_id in ("ingested", "current"):
         warehouse = Warehouse.at(tmp_path / person_id)
-        warehouse.sync(project, events=EventsConfig(person_id=person_id))
+        warehouse.sync(project, "events", "person_distinct_ids", events=EventsConfig(person_id=person_id))
         found[person_id] = dict(
             warehouse.query("SELECT distinct_id, person_id FROM events WHERE event = 'hello'")
         )

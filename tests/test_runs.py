@@ -46,8 +46,8 @@ run_sync(pipeline, tables=["events"], rows_per_commit=5)
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Warehouse:
-    """Not held open: other processes load into it too."""
+def shared_place(tmp_path: Path) -> Warehouse:
+    """Not there yet, nor held open: other processes load into it too."""
     return Warehouse.at(tmp_path)
 
 
@@ -349,10 +349,10 @@ def test_a_sync_and_a_backfill_may_run_at_once(busy_project: Project, tmp_path: 
 
 
 def test_backfills_of_two_projects_in_one_dataset_leave_each_others_rows_alone(
-    server: Server, busy_project: Project, tmp_path: Path
+    server: Server, busy_project: Project, place: Warehouse
 ) -> None:
     other = server.project(settings={"rate_limits": NO_LIMITS})
-    ours, theirs = Warehouse.at(tmp_path, "ours"), Warehouse.at(tmp_path, "theirs")
+    ours, theirs = Warehouse.at(place.path, "ours"), Warehouse.at(place.path, "theirs")
     mine, others = four_days(busy_project), four_days(other, first=1_000)
     sync(busy_project, ours)
     sync(other, theirs)
@@ -366,18 +366,18 @@ def test_backfills_of_two_projects_in_one_dataset_leave_each_others_rows_alone(
 
 @pytest.mark.parametrize("case", ["table", "order", "same", "no end", "commit", "key", "destination"])
 def test_what_cannot_be_run_is_one_line_and_nothing_is_sent(
-    busy_project: Project, place: Warehouse, case: str
+    busy_project: Project, shared_place: Warehouse, case: str
 ) -> None:
     given = busy_project.credentials
-    nowhere = dlt.pipeline("nowhere", pipelines_dir=str(place.path / "nowhere"))
+    nowhere = dlt.pipeline("nowhere", pipelines_dir=str(shared_place.path / "nowhere"))
     runs: dict[str, Callable[[], object]] = {
-        "table": lambda: run_sync(place.pipeline, tables=["events", "evnts"], **given),
-        "order": lambda: run_backfill(place.pipeline, END, START, **given),
-        "same": lambda: run_backfill(place.pipeline, "2026-01-01", "2026-01-01T00:00:00Z", **given),
-        "no end": lambda: run_backfill(place.pipeline, "2026-01-01", None, **given),
-        "commit": lambda: run_sync(place.pipeline, rows_per_commit=0, **given),
+        "table": lambda: run_sync(shared_place.pipeline, tables=["events", "evnts"], **given),
+        "order": lambda: run_backfill(shared_place.pipeline, END, START, **given),
+        "same": lambda: run_backfill(shared_place.pipeline, "2026-01-01", "2026-01-01T00:00:00Z", **given),
+        "no end": lambda: run_backfill(shared_place.pipeline, "2026-01-01", None, **given),
+        "commit": lambda: run_sync(shared_place.pipeline, rows_per_commit=0, **given),
         "destination": lambda: run_backfill(nowhere, START, END, **given),
-        "key": lambda: run_sync(place.pipeline, **given | {"api_key": "phc_x"}),
+        "key": lambda: run_sync(shared_place.pipeline, **given | {"api_key": "phc_x"}),
     }
 
     with pytest.raises(SettingsError) as failure:
@@ -385,17 +385,17 @@ def test_what_cannot_be_run_is_one_line_and_nothing_is_sent(
 
     assert "\n" not in str(failure.value)
     assert busy_project.requests() == []
-    assert not (place.path / "warehouse.duckdb").exists()
+    assert not (shared_place.path / "warehouse.duckdb").exists()
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_stopped_says_so_in_a_line_at_once_and_goes_on_when_run_again(
-    busy_project: Project, place: Warehouse, signal_number: int
+    busy_project: Project, shared_place: Warehouse, signal_number: int
 ) -> None:
     expected = four_days(busy_project)
     # Some commits pass, then an answer takes a minute.
     busy_project.faults("query", {"pass": True, "times": 4}, {"kind": "drip", "seconds": 60, "times": 3})
-    process = start(busy_project, place)
+    process = start(busy_project, shared_place)
     wait_until_held_back(busy_project)
 
     began = time.monotonic()
@@ -408,18 +408,18 @@ def test_a_run_that_is_stopped_says_so_in_a_line_at_once_and_goes_on_when_run_ag
     assert last.startswith("posthog_source.errors.InterruptedRunError: Stopped after ")
     assert last.endswith("Run the same again to go on.")
     busy_project.control("DELETE", "faults")
-    loaded = len(place.uuids())
+    loaded = len(shared_place.uuids())
     assert 0 <= loaded < 20
     busy_project.forget_requests()
 
-    again = start(busy_project, place)
+    again = start(busy_project, shared_place)
     _, told = again.communicate(timeout=60)
 
     assert again.returncode == 0, told
-    assert place.uuids() == expected
+    assert shared_place.uuids() == expected
     assert rows_read(busy_project) == 20 - loaded
     stopped = "SELECT status FROM _posthog_runs ORDER BY started_at"
-    assert place.query(stopped) == [("stopped",), ("done",)]
+    assert shared_place.query(stopped) == [("stopped",), ("done",)]
 
 
 def start(project: Project, warehouse: Warehouse, program: str = PROGRAM) -> subprocess.Popen[str]:
@@ -484,10 +484,12 @@ PARALLEL = PROGRAM.replace(
 ).replace("import run_sync", "import run_backfill")
 
 
-def test_a_parallel_backfill_that_is_stopped_ends_at_once(busy_project: Project, place: Warehouse) -> None:
+def test_a_parallel_backfill_that_is_stopped_ends_at_once(
+    busy_project: Project, shared_place: Warehouse
+) -> None:
     four_days(busy_project)
     busy_project.faults("query", {"pass": True, "times": 3}, {"kind": "drip", "seconds": 40, "times": 3})
-    process = start(busy_project, place, PARALLEL)
+    process = start(busy_project, shared_place, PARALLEL)
     wait_until_held_back(busy_project)
 
     began = time.monotonic()

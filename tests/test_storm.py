@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -93,7 +94,7 @@ OWN_TIMES = ("synced_at", "deleted_at")
 def tables(warehouse: Warehouse) -> dict[str, Counter[tuple[Any, ...]]]:
     """All rows of all tables of the catalogue."""
     found = {}
-    with duckdb.connect(str(warehouse.path / "warehouse.duckdb"), read_only=True) as connection:
+    with duckdb.connect(str(warehouse.path / "warehouse.duckdb")) as connection:
         for table in PROJECT_TABLES:
             relation = connection.sql(f"FROM posthog_data.{table.name}")
             names = [n for n in relation.columns if not n.startswith("_dlt") and n not in UNORDERED]
@@ -134,16 +135,23 @@ def change(project: Project) -> None:
     project.control("POST", "insights", items=[edited])
 
 
+@pytest.fixture
+def hold(tmp_path: Path) -> Iterator[Callable[[str], Warehouse]]:
+    """A warehouse of that name, held open."""
+    with ExitStack() as stack:
+        yield lambda name: stack.enter_context(Warehouse.at(tmp_path / name).held())
+
+
 @pytest.mark.parametrize("write_mode", WRITE_MODES)
 def test_a_storm_of_faults_costs_time_and_nothing_else(
-    server: Server, tmp_path: Path, write_mode: str
+    server: Server, hold: Callable[[str], Warehouse], write_mode: str
 ) -> None:
     project = server.project(settings={"rate_limits": NO_LIMITS})
     project.generate(
         events=2_500, persons=120, days=3, properties_bytes=200, end=ago(hours=2).isoformat(), nasty=True
     )
-    calm = Warehouse.at(tmp_path / "calm")
-    stormy = {seed: Warehouse.at(tmp_path / f"storm {seed}") for seed in SEEDS}
+    calm = hold("calm")
+    stormy = {seed: hold(f"storm {seed}") for seed in SEEDS}
     served: Counter[str] = Counter()
     waited_s = 0.0
 
