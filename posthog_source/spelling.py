@@ -64,10 +64,16 @@ def known_settings(*sources: Callable[..., Any]) -> Known:
 
 
 def warn_of_unknown_keys(known: Known) -> None:
-    """Warns of each key below the section of the source that is being made, of which no setting is known."""
-    _, section, name = Container()[ConfigSectionContext].sections
+    """Warns of each key below the section of the source that is being made, of which no setting is known.
+
+    Those of the active pipeline too, which stand below its name and go before the others.
+    """
+    context = Container()[ConfigSectionContext]
+    _, section, name = context.sections
+    above = [("sources",), *([(context.pipeline_name, "sources")] if context.pipeline_name else [])]
+    places = [(*each, part) for each in above for part in dict.fromkeys((section, name))]
     told: set[tuple[str, ...]] = set()
-    for key in chain.from_iterable(_iter_keys(part) for part in dict.fromkeys((section, name))):
+    for key in chain.from_iterable(map(_iter_keys, places)):
         wrong = find_unknown(key.path, known)
         if wrong and (key.place, *wrong) not in told:
             told.add((key.place, *wrong))
@@ -102,17 +108,17 @@ def _section(hint: Any) -> type[BaseConfiguration] | None:
     return next((kind for kind in kinds if issubclass(kind, BaseConfiguration)), None)
 
 
-def _iter_keys(section: str) -> Iterator[Key]:
-    """Keys below a source's section, of all providers that can be listed."""
+def _iter_keys(sections: tuple[str, ...]) -> Iterator[Key]:
+    """Keys below the last one of some sections, of all providers that can be listed."""
     for provider in Container()[PluggableRunContext].providers.providers:
         if isinstance(provider, EnvironProvider):
-            yield from _variables(section)
+            yield from _variables(sections)
         elif isinstance(provider, BaseDocProvider) and not isinstance(provider, VaultDocProvider):
-            yield from _keys_of(provider, section)
+            yield from _keys_of(provider, sections)
 
 
-def _variables(section: str) -> Iterator[Key]:
-    prefix = EnvironProvider.get_key_name("", "sources", section)
+def _variables(sections: tuple[str, ...]) -> Iterator[Key]:
+    prefix = EnvironProvider.get_key_name("", *sections)
 
     def show(path: tuple[str, ...]) -> str:
         return prefix + "__".join(path).upper()
@@ -122,13 +128,14 @@ def _variables(section: str) -> Iterator[Key]:
             yield Key(tuple(name.removeprefix(prefix).lower().split("__")), "the environment", show)
 
 
-def _keys_of(document: BaseDocProvider, section: str) -> Iterator[Key]:
+def _keys_of(document: BaseDocProvider, sections: tuple[str, ...]) -> Iterator[Key]:
     def show(path: tuple[str, ...]) -> str:
-        return f"{path[-1]} under [{'.'.join(('sources', section, *path[:-1]))}]"
+        return f"{path[-1]} under [{'.'.join((*sections, *path[:-1]))}]"
 
-    found, _ = document.get_value(section, dict, "", "sources")
+    *above, section = sections
+    found, _ = document.get_value(section, dict, "", *above)
     for path in _paths(found if isinstance(found, Mapping) else {}):
-        place = document.get_value_location(path[-1], "", "sources", section, *path[:-1])
+        place = document.get_value_location(path[-1], "", *sections, *path[:-1])
         yield Key(path, place or document.name, show)
 
 

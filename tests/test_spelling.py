@@ -183,6 +183,26 @@ def test_what_is_misspelt_in_toml_is_told_with_its_section_and_its_file(tmp_path
     ]
 
 
+def test_what_stands_below_the_name_of_the_active_pipeline_is_looked_through_too(tmp_path: Path) -> None:
+    credentials = f'[sources.posthog]\nproject_id = 1\napi_key = "{KEY}"\n'
+    write(
+        tmp_path,
+        config="[nightly.sources.posthog]\nlook_ahed = 1\n[hourly.sources.posthog]\nlook_ahed = 1\n",
+        secrets=credentials,
+    )
+    program = (
+        "import os\n"
+        'os.environ["NIGHTLY__SOURCES__POSTHOG__HOTS"] = "eu"\n'
+        'dlt.pipeline("nightly", pipelines_dir="here")\n'
+        "posthog_source()"
+    )
+
+    assert [line.split(" is no ")[0] for line in said_by(tmp_path, program)] == [
+        "NIGHTLY__SOURCES__POSTHOG__HOTS in the environment",
+        "look_ahed under [nightly.sources.posthog] in config.toml",
+    ]
+
+
 def test_a_clone_is_looked_through_by_its_own_sections_and_each_source_once(tmp_path: Path) -> None:
     program = (
         'posthog_source.clone(name="eu", section="eu")()\n'
