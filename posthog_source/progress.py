@@ -6,21 +6,27 @@ Not here: totals (`destination` announces them).
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Self
 
 from dlt.common.runtime.collector_base import Collector
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
+from rich.text import Text
+
+from posthog_source.rate_limit import calls_left
 
 QUIET_COUNTERS = ("Resources", "Files", "Items")
 """dlt's own counters that say nothing to a person."""
@@ -68,12 +74,15 @@ class RichProgress(Collector):
         self._tasks.clear()
 
     def _new_bars(self) -> Progress:
-        return Progress(
+        return _Bars(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
+            _SpeedColumn(),
             TimeElapsedColumn(),
+            TextColumn("left:"),
+            TimeRemainingColumn(),
             console=self._console,
             transient=True,
             disable=not self._console.is_terminal,
@@ -88,6 +97,23 @@ def shared_progress(collector: Collector) -> Iterator[Collector]:
     """
     with collector("Extract posthog"):
         yield _SharedProgress(collector)
+
+
+class _Bars(Progress):
+    """With a line below that says how much of PostHog's hourly limit is left."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        left = calls_left("queries")
+        if left is not None:
+            yield Text(f"  {left:,} queries left this hour")
+
+
+class _SpeedColumn(ProgressColumn):
+    """Of a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f}/s" if task.speed else "")
 
 
 class _SharedProgress(Collector):

@@ -120,6 +120,13 @@ class Gate:
         with self._changed:
             self._lanes[name].sent.append(self._clock())
 
+    def calls_left(self, name: str) -> int:
+        """How many more calls its longest rate lets through now."""
+        with self._changed:
+            lane, now = self._lanes[name], self._clock()
+            rate = max(lane.rates, key=lambda rate: rate.per_s)
+            return rate.calls - sum(at > now - rate.per_s for at in lane.sent)
+
     def pause(self, name: str, seconds: float) -> None:
         """Lets nobody through for `seconds` from now. A longer pause already set stands."""
         with self._changed:
@@ -193,6 +200,13 @@ class _Lane:
 
 _gates: WeakValueDictionary[str, Gate] = WeakValueDictionary()
 _gates_lock = threading.Lock()
+
+
+def calls_left(name: str) -> int | None:
+    """The fewest calls that an owner in this process may still make now; None where there is no owner."""
+    with _gates_lock:
+        gates = list(_gates.values())
+    return min((gate.calls_left(name) for gate in gates), default=None)
 
 
 def shared_gate(owner: str, rates: Mapping[str, Sequence[Rate]], *, places: int) -> Gate:

@@ -149,6 +149,19 @@ def test_without_rates_nobody_waits() -> None:
     assert [gate.enter("calls").waited_s for _ in range(5)] == [0] * 5
 
 
+def test_what_is_left_of_the_longest_rate_is_told_and_comes_back_with_time() -> None:
+    clock = FakeClock()
+    gate = gate_on(clock, [Rate(2, 10), Rate(5, 100)])
+    for _ in range(3):  # the third one waits for the shorter rate
+        gate.leave(gate.enter("calls"))
+
+    assert gate.calls_left("calls") == 2
+    clock.now = 105
+    assert gate.calls_left("calls") == 4
+    clock.now = 200
+    assert gate.calls_left("calls") == 5
+
+
 def test_posthogs_own_limits_of_a_key_spread_an_hour_of_calls_over_an_hour() -> None:
     clock = FakeClock()
     rates = [Rate(240, 60), Rate(2_400, 3_600)]

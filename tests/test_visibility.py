@@ -21,9 +21,10 @@ from dlt.common.configuration.specs import RuntimeConfiguration
 from dlt.common.runtime.collector import LogCollector
 from dlt.common.runtime.collector_base import Collector
 from dlt.pipeline.progress import TSupportedCollectors
+from rich.console import Console
 
 from posthog_source import posthog_source, run_backfill
-from posthog_source.progress import shared_progress
+from posthog_source.progress import RichProgress, shared_progress
 from tests.conftest import ROOT, Project, Warehouse, add_events, run_program
 from tests.test_documents import blocks
 from tests.test_spelling import CREDENTIALS, write
@@ -101,6 +102,20 @@ def test_each_of_dlts_collectors_of_progress_shows_a_sync(project: Project, tmp_
     assert shown[::2] == list(COLLECTORS)
     assert all(part.endswith("\nrows: 100\n") for part in shown[1::2])
     assert all("Extract posthog" in part + done.stderr for part in shown[1::2])
+
+
+def test_a_terminal_shows_rows_speed_time_and_what_is_left_of_the_limit(
+    project: Project, tmp_path: Path
+) -> None:
+    two_days(project)
+    terminal = StringIO()
+    progress = RichProgress(Console(file=terminal, force_terminal=True, width=140))
+
+    Warehouse.at(tmp_path, progress=progress).sync(project, "events")
+
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    assert re.search(r"extract +events .+ 100/100 .*/s 0:00:\d\d left: 0:00:00", shown)
+    assert re.search(r"\b2,39\d queries left this hour", shown)
 
 
 class Steps(Collector):
