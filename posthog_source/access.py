@@ -8,20 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from posthog_source.client import REST_RATES, Client
 from posthog_source.config import EventsSettings, PeopleSettings, Settings
 from posthog_source.definitions import INSIGHTS
 from posthog_source.errors import AccessDeniedError, NotFoundError, QuotaSpentError
-from posthog_source.pagination import Reader
+from posthog_source.pagination import Reader, Size
 from posthog_source.rate_limit import Rate
 from posthog_source.rest import fetch_size
 from posthog_source.tables import HogqlTable, RateClass, RestTable, Table
+from posthog_source.windows import Window
 
 Access = Literal["readable", "denied", "absent"]
 """denied: the key lacks a scope, or may not read the project; absent: not in the plan or on the server."""
+
+READ_SHARE = 1.2
+"""What PostHog reads for what it hands out, at most and in pages of 25,000 rows (README, Costs)."""
 
 PLAN_REQUESTS = 2
 """Questions before the first page of a table that is read in slices: how many rows, and where they lie."""
@@ -39,6 +43,8 @@ class TableCheck:
         first_at: Time of the first row, of a table that has times.
         last_at: Of the last one.
         requests: Of a first sync, at least.
+        read_bytes: What PostHog reads for a first sync, and bills where it bills that: by the size of the
+            newest rows. None where that is not known.
         kept_up: How later syncs follow PostHog, in words.
         rate: Which of PostHog's limits they count against.
     """
@@ -50,6 +56,7 @@ class TableCheck:
     first_at: datetime | None = None
     last_at: datetime | None = None
     requests: int = 0
+    read_bytes: int | None = None
     kept_up: str = ""
     rate: RateClass = "queries"
 
@@ -86,7 +93,8 @@ def _check(client: Client, settings: Settings, table: Table) -> TableCheck:
         reader = Reader(
             client, table, project_id=settings.project_id, page_rows=page_rows, look_ahead=1, may_repeat=False
         )
-        size = reader.fetch_size()
+        since = settings.start if table.arrival_column else None
+        size = reader.fetch_size(Window(since, settings.end or datetime.now(UTC)) if since else None)
         return TableCheck(
             name=table.name,
             access="readable",
@@ -94,6 +102,7 @@ def _check(client: Client, settings: Settings, table: Table) -> TableCheck:
             first_at=size.first_at,
             last_at=size.last_at,
             requests=PLAN_REQUESTS * len(table.sources) + -(-size.rows // page_rows),
+            read_bytes=_fetch_read_bytes(reader, size) if table.arrival_column else None,
         )
     if not isinstance(table, RestTable):  # insight_results: a request for each insight
         insights = _check(client, settings, INSIGHTS)
@@ -107,6 +116,14 @@ def _check(client: Client, settings: Settings, table: Table) -> TableCheck:
         requests=(rows or 0) + 1 if table.each else max(1, pages) + max(0, len(table.passes) - 1),
         rate=table.rate_class,
     )
+
+
+def _fetch_read_bytes(reader: Reader, size: Size) -> int | None:
+    if size.last_at is None:
+        return 0
+    end = min(size.last_at, datetime.now(UTC))  # some clients' clocks are fast
+    row_bytes = reader.fetch_row_bytes(Window(end - timedelta(days=1), end + timedelta(microseconds=1)))
+    return round(size.rows * row_bytes * READ_SHARE) if row_bytes else None
 
 
 def _rates(rate: RateClass, settings: Settings) -> tuple[Rate, ...]:

@@ -6,8 +6,9 @@ is asked for (`access`), the command line (`cli`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dlt
@@ -18,13 +19,17 @@ from dlt.sources import DltResource
 from posthog_source.access import TableCheck, check_table, waiting_minutes
 from posthog_source.catalog import ON_REQUEST, TABLES, choose_tables, events_table
 from posthog_source.client import Client
-from posthog_source.config import EventsSettings, build_settings
+from posthog_source.config import EventsSettings, Settings, build_settings, parse_instant
 from posthog_source.destination import destination_of
 from posthog_source.errors import AccessDeniedError, SettingsError, find_cause
 from posthog_source.source import EventsConfig, Written, table_settings
 from posthog_source.tables import RestTable, Table
 
 PROBE_TABLE = "_posthog_check"
+
+YEAR = timedelta(days=365.25)
+NEARLY = timedelta(days=2)
+"""Of a year's end: a project has events on most days, though not on all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,7 @@ class Checkup:
         tables: By table.
         missing: Names of tables that cannot be read and would end a sync: those that every PostHog has, and
             those that were asked for by name. Others are left out with a warning.
+        hidden_before: Before when PostHog may have events that it does not show; None where nothing looks so.
         waiting_minutes: How long PostHog's limits alone hold up a first sync.
     """
 
@@ -50,12 +56,18 @@ class Checkup:
     destination: str | None
     tables: tuple[TableCheck, ...]
     missing: tuple[str, ...]
+    hidden_before: datetime | None
     waiting_minutes: float
 
     @property
     def requests(self) -> int:
         """Of a first sync."""
         return sum(table.requests for table in self.tables)
+
+    @property
+    def read_bytes(self) -> int:
+        """What PostHog reads for the events of a first sync."""
+        return sum(table.read_bytes or 0 for table in self.tables)
 
 
 def check(pipeline: dlt.Pipeline | None = None, **settings: Any) -> Checkup:
@@ -110,19 +122,20 @@ def _checked(
 
     def rows() -> Iterator[dict[str, Any]]:
         with Client(settings) as client:
-            name, timezone = _project(client)
+            project = _fetch_project(client)
             found = tuple(check_table(client, settings, table) for table in asked)
         yield {
             "base_url": settings.base_url,
             "project_id": settings.project_id,
-            "project_name": name,
-            "timezone": timezone,
+            "project_name": project.get("name"),
+            "timezone": project.get("timezone"),
             "tables": found,
             "missing": tuple(
                 one.name
                 for one, table in zip(found, asked, strict=True)
                 if one.access != "readable" and (table.name in named or not _is_optional(table))
             ),
+            "hidden_before": _hidden_before(found, project, settings),
             "waiting_minutes": waiting_minutes(found, settings),
         }
 
@@ -133,13 +146,33 @@ def _is_optional(table: Table) -> bool:
     return isinstance(table, RestTable) and table.is_optional
 
 
-def _project(client: Client) -> tuple[str | None, str | None]:
-    """The project's name and timezone; nothing where the key may not read them, which no table needs."""
+def is_cut_short(first_at: datetime, created_at: datetime, now: datetime) -> bool:
+    """Whether a project's first event looks like where PostHog begins to show them, not where they begin.
+
+    A plan keeps events for some years, and older ones just do not appear (query_api.md 2.7): then the first
+    one is of about so many whole years ago, and the project is older.
+    """
+    years = round((now - first_at) / YEAR)
+    is_round = abs(now - first_at - years * YEAR) < NEARLY
+    return years > 0 and is_round and created_at < first_at - NEARLY
+
+
+def _hidden_before(
+    found: Sequence[TableCheck], project: Mapping[str, Any], settings: Settings
+) -> datetime | None:
+    created_at = parse_instant(project.get("created_at"), "created_at")
+    first_at = next((one.first_at for one in found if one.read_bytes), None)
+    if settings.start or not (created_at and first_at):
+        return None
+    return first_at if is_cut_short(first_at, created_at, datetime.now(UTC)) else None
+
+
+def _fetch_project(client: Client) -> dict[str, Any]:
+    """The project itself; nothing where the key may not read it, which no table needs."""
     try:
-        project = client.get("")
+        return client.get("")
     except AccessDeniedError:
-        return None, None
-    return str(project.get("name")), str(project.get("timezone"))
+        return {}
 
 
 def _check_destination(pipeline: dlt.Pipeline) -> str:

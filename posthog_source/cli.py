@@ -6,6 +6,7 @@ stopped (one line on stderr says why). Not here: how results look (`printing`).
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shlex
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from rich.console import Console
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SHOWN_ROWS = 50
 """Of a query whose rows are not written into a file."""
 
@@ -49,6 +51,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def main() -> None:
     """Exports PostHog into any warehouse that dlt can write to."""
     os.environ.setdefault("RUNTIME__DLTHUB_TELEMETRY", "false")
+    logging.getLogger("dlt").addFilter(_without_traceback)
     if sys.stderr.isatty():
         logger.addHandler(logging.StreamHandler())  # warnings as they are; dlt's lines are for files
 
@@ -90,7 +93,13 @@ def check(
                     if found.waiting_minutes >= 1
                     else ": PostHog's limits do not hold it up."
                 )
+                + f" PostHog reads about {found.read_bytes / 1e6:,.1f} MB for the events."
             )
+            if found.hidden_before:
+                typer.echo(
+                    f"The first event is of {found.hidden_before:%Y-%m-%d}, whole years ago, and the project "
+                    "is older: PostHog may have events from before that which its plan no longer shows."
+                )
             if found.destination:
                 typer.echo(f"{found.destination}: can be written")
         if found.missing:
@@ -251,6 +260,12 @@ def demo(
         run_demo(database=database, events=events, persons=persons, days=days, console=_console())
 
 
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Lets dlt's warnings pass, in a line each."""
+    record.exc_info = None
+    return True
+
+
 @contextmanager
 def _answering() -> Iterator[None]:
     """Whatever goes wrong is one line on stderr."""
@@ -274,8 +289,14 @@ def _answering() -> Iterator[None]:
 def _first_line(error: BaseException) -> str:
     """What was at the bottom of an error that is not this package's, in its own words."""
     from dlt.common.configuration.exceptions import ConfigFieldMissingException
+    from dlt.common.pipeline import get_dlt_pipelines_dir
 
     *_, cause = iter_causes(error)
+    if isinstance(cause, OSError) and cause.errno in FULL_DISK:
+        return (
+            f"The disk is full: {cause.strerror}. dlt works in {get_dlt_pipelines_dir()}, and files go where "
+            f"{Path.cwd()} is. Make room and run the same again: what is committed stays."
+        )
     if isinstance(cause, ConfigFieldMissingException):
         return (
             f"dlt lacks {', '.join(cause.fields)} of the destination. Set it under [destination.<name>] in "

@@ -56,6 +56,7 @@ from posthog_source.query import (
     build_page,
     build_probe,
     build_probe_condition,
+    build_row_bytes,
     build_sample,
     build_span,
 )
@@ -275,17 +276,25 @@ class Reader:
                 f"{error}"
             ) from error
 
-    def fetch_size(self) -> Size:
-        """How many rows the table has, and between which times if it has any."""
+    def fetch_size(self, window: Window | None = None) -> Size:
+        """How many rows there are, and between which times if there are any.
+
+        A window is for tables that have times.
+        """
         table, source = self.table, self.table.sources[0]
         if not table.time_column:
             counts = (build_count(table, each, Slice(), window=None) for each in table.sources)
             return Size(sum(self._fetch_count(count) for count in counts))
-        ((row_count, first_at, last_at),) = self._cells(build_span(table, source))
+        ((row_count, first_at, last_at),) = self._cells(build_span(table, source, window))
         rows = int(row_count or 0)
         if not rows or not first_at or not last_at:
             return Size(rows)
         return Size(rows, parse_instant(first_at), parse_instant(last_at))
+
+    def fetch_row_bytes(self, window: Window) -> float:
+        """What PostHog reads for a row of a window, on average, in bytes; 0 where it has none."""
+        ((row_count, byte_count),) = self._cells(build_row_bytes(self.table, self.table.sources[0], window))
+        return int(byte_count or 0) / max(1, int(row_count or 0))
 
     def fetch_first_instant(self) -> datetime | None:
         """The time of the table's first row; None when it has no rows."""

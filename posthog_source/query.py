@@ -106,6 +106,9 @@ Cell = datetime | date | str | int | float | Decimal
 
 NEVER = "1 = 2"
 
+_WIDTHS = {"timestamp": 8, "date": 2, "uuid": 16, "bigint": 8, "double": 8, "bool": 1}
+"""Bytes of a column's cell, where they do not depend on what it says."""
+
 
 @dataclass(frozen=True)
 class Query:
@@ -390,14 +393,34 @@ def build_fingerprints(
     )
 
 
-def build_span(table: HogqlTable, source: str) -> Query:
-    """One row: how many rows the whole table has, and its first and last time (1970 when it has no rows)."""
+def build_span(table: HogqlTable, source: str, window: Window | None = None) -> Query:
+    """One row: how many rows there are, and their first and last time (1970 when there are none)."""
     time_field = _name(table.column(table.time_column or "").source)
     builder = _Builder(f"posthog_source {table.name} first")
-    rows = builder.rows(table, source, [])
+    rows = builder.rows(table, source, builder.in_slice(table, Slice(), window))
     return builder.query(
         f"SELECT toString(count()) AS row_count, min({time_field}) AS first_at, max({time_field}) AS last_at "
         f"{rows} LIMIT 1"
+    )
+
+
+def build_row_bytes(table: HogqlTable, source: str, window: Window) -> Query:
+    """One row: how many rows a window has, and what ClickHouse reads to hand out their columns, in bytes.
+
+    A text is its bytes, one more, and eight that say where it ends. Of a table of plain rows.
+    """
+    builder = _Builder(f"posthog_source {table.name} size")
+    asked = [column for column in table.asked if not column.property_name]
+    sizes = [
+        f"sum(length(toString({_name(column.source)})))" if width is None else f"{width} * count()"
+        for column in asked
+        for width in [_WIDTHS.get(column.kind)]
+    ]
+    ends = f"{9 * sum(column.kind not in _WIDTHS for column in asked)} * count()"
+    rows = builder.rows(table, source, builder.in_slice(table, Slice(), window))
+    return builder.query(
+        "SELECT toString(count()) AS row_count, "
+        f"toString({' + '.join([*sizes, ends])}) AS byte_count {rows} LIMIT 1"
     )
 
 

@@ -6,6 +6,7 @@ Not here: queries as tables (`queries`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +56,14 @@ def write_pages(pages: Iterable[pa.Table], path: Path) -> int:
             writer = writer or _writer(path, page.schema)
             writer.write_table(page)
             rows += page.num_rows
-    except BaseException:
         if writer is not None:
             writer.close()
+    except BaseException:
+        if writer is not None:
+            with suppress(OSError):  # such as a full disk, which is what ended it
+                writer.close()
             path.unlink(missing_ok=True)
         raise
-    if writer is not None:
-        writer.close()
     return rows
 
 

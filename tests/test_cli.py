@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
@@ -12,8 +14,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from posthog_source.catalog import ON_REQUEST, TABLES
+from posthog_source.checkup import is_cut_short
 from posthog_source.cli import app
-from tests.conftest import NO_LIMITS, Project, Server, add_events
+from tests.conftest import NO_LIMITS, Project, Server, add_events, run_program
 
 pytestmark = pytest.mark.usefixtures("no_pipeline_stays_active")
 
@@ -156,6 +159,29 @@ def test_a_file_that_cannot_be_written_is_one_line(project: Project, folder: Pat
     assert_one_line(run(project, "query", *ARGUMENTS["query"], "--output", name), name.rsplit("/", 1)[-1])
 
 
+FULL_DISK = """
+import resource
+from posthog_source.cli import app
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, 1_000))
+app()
+"""
+
+
+@pytest.mark.parametrize("command", [*sorted(set(WRITES) - {"verify"}), "query"])
+def test_a_disk_on_which_nothing_can_be_written_ends_in_a_line(
+    project: Project, folder: Path, command: str
+) -> None:
+    output = ["--output", "rows.parquet"] if command == "query" else []
+    statement = ["SELECT uuid, properties FROM events"] if command == "query" else ARGUMENTS[command]
+
+    done = run_program("-c", FULL_DISK, command, *statement, *output, cwd=folder, project=project)
+
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert re.search("disk is full|too large|cannot be written", done.stderr.splitlines()[-1], re.IGNORECASE)
+    assert not (folder / "rows.parquet").exists()
+
+
 def test_a_query_that_posthog_does_not_take_is_one_line_in_its_words(project: Project, folder: Path) -> None:
     assert_one_line(run(project, "query", "SELECT nothing FROM events"), "Unable to resolve field: nothing")
 
@@ -200,6 +226,47 @@ def test_check_tells_of_every_table_and_loads_nothing(project: Project, folder: 
     assert found["missing"] == []
     assert loaded(folder) == 0
     assert "20" in run(project, "check").stdout
+
+
+def test_check_foretells_what_posthog_reads_for_the_events(project: Project, folder: Path) -> None:
+    project.generate(events=60_000, persons=100, days=5, properties_bytes=600)
+    project.server.optimize()
+    foretold = json.loads(run(project, "check", "--tables", "events", "--json").stdout)["tables"][0]
+    project.forget_requests()
+
+    result = run(project, "sync", "--tables", "events")
+
+    assert result.exit_code == 0, result.output
+    assert 0.9 < foretold["read_bytes"] / project.stats()["read_bytes"] < 1.3
+
+
+def test_check_counts_events_from_the_start_date_on(project: Project, folder: Path) -> None:
+    add_events(project, 3, timestamp=[datetime(2026, 3, 1, tzinfo=UTC)] * 3)
+
+    result = run(project, "check", "--json", SOURCES__POSTHOG__START_DATE="2026-02-01")
+
+    assert json.loads(result.stdout)["tables"][0]["rows"] == 3
+
+
+@pytest.mark.parametrize(
+    ("first_at", "created_at", "is_cut"),
+    [
+        ("2024-11-30", "2020-01-01", True),
+        ("2025-11-28", "2020-01-01", True),
+        ("2019-11-29", "2019-11-01", True),
+        ("2024-11-30", "2024-11-29", False),
+        ("2024-11-30", "2026-01-01", False),
+        ("2025-06-30", "2020-01-01", False),
+        ("2026-11-28", "2020-01-01", False),
+    ],
+)
+def test_events_that_begin_whole_years_ago_in_an_older_project_look_cut_short(
+    first_at: str, created_at: str, is_cut: bool
+) -> None:
+    first, created, now = (
+        datetime.fromisoformat(at).replace(tzinfo=UTC) for at in (first_at, created_at, "2026-11-29")
+    )
+    assert is_cut_short(first, created, now) is is_cut
 
 
 def test_check_names_the_scopes_that_a_key_lacks(project: Project, folder: Path) -> None:

@@ -51,6 +51,7 @@ from posthog_source.query import (
     build_page,
     build_probe,
     build_probe_condition,
+    build_row_bytes,
     build_sample,
     build_span,
     utc,
@@ -162,7 +163,8 @@ def some_questions(table: HogqlTable) -> dict[str, Query]:
         "build_day_counts": build_day_counts(table, "events", window=WINDOW, late=late),
         "build_day_labels": build_day_labels(table, "events", window=WINDOW),
         "build_sample": build_sample(table, "events", one_in=10, lower=None),
-        "build_span": build_span(table, "events"),
+        "build_span": build_span(table, "events", WINDOW),
+        "build_row_bytes": build_row_bytes(table, "events", WINDOW),
         "build_heavy_counts": build_heavy_counts(
             table, "events", Slice(), window=None, labels=[(MIDNIGHT.date(), "A")], rows=9, limit=10
         ),
