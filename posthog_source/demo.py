@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from posthog_source.catalog import TABLES
+from posthog_source.definitions import DEFINITIONS
 from posthog_source.errors import SettingsError
 from posthog_source.progress import RichProgress
 from posthog_source.source import EventsConfig, posthog_source
@@ -35,6 +36,15 @@ DATASET = "posthog_data"
 DEMO_MODULES = ("posthog_emulator", "chdb", "hogql_parser", "starlette", "uvicorn", "posthog")
 NEW_EVENTS = 500
 LATE_EVENTS = 40
+
+OTHERS = "definitions"
+"""The line of all tables of what people have defined."""
+
+SHOWN = tuple(table for table in TABLES if table not in DEFINITIONS)
+CAPTION = (
+    f"definitions: {len(DEFINITIONS)} tables, such as insights and feature_flags\n"
+    "read/out: bytes that ClickHouse read for each byte exported"
+)
 
 QUICK_START = f"""
 Look at it:
@@ -46,7 +56,8 @@ Look at it:
 The same with your project:
   export SOURCES__POSTHOG__PROJECT_ID=12345      # the number in PostHog's address bar
   export SOURCES__POSTHOG__API_KEY=phx_…         # scopes query:read, group:read, cohort:read, insight:read
-  python pipelines/sync.py --destination duckdb
+  posthog-source check
+  posthog-source sync --destination duckdb
 """
 
 
@@ -70,7 +81,6 @@ class Emulator:
 class TableCost:
     """What one table's sync did."""
 
-    rows: int
     bytes_exported: int
     requests: int
     bytes_read: int
@@ -187,9 +197,12 @@ def sync(pipeline: dlt.Pipeline, emulator: Emulator) -> dict[str, TableCost]:
     seconds = time.monotonic() - started
     requests = emulator.control("GET", f"projects/{emulator.project_id}/requests")
     metrics = _custom_metrics(pipeline)
-    costs = {table.name: _cost(table, requests, metrics.get(table.name, {})) for table in TABLES}
+    costs = {table.name: _cost(table, requests, metrics.get(table.name, {})) for table in SHOWN}
+    others = [one for one in requests if not any(_is_about(one, table) for table in SHOWN)]
+    costs[OTHERS] = TableCost(
+        bytes_exported=0, requests=len(others), bytes_read=0, seconds=sum(one["seconds"] for one in others)
+    )
     costs["all"] = TableCost(
-        rows=sum(cost.rows for cost in costs.values()),
         bytes_exported=sum(cost.bytes_exported for cost in costs.values()),
         requests=len(requests),
         bytes_read=sum(cost.bytes_read for cost in costs.values()),
@@ -199,13 +212,14 @@ def sync(pipeline: dlt.Pipeline, emulator: Emulator) -> dict[str, TableCost]:
 
 
 def count_rows(pipeline: dlt.Pipeline) -> dict[str, int]:
-    """Rows in the warehouse by table."""
+    """Rows in the warehouse by table, those of definitions together."""
     rows = {}
     with pipeline.sql_client() as client:
         for table in TABLES:
             name = client.make_qualified_table_name(table.name)
             ((rows[table.name],),) = client.execute_sql(f"SELECT count(*) FROM {name}") or [(0,)]
-    return rows | {"all": sum(rows.values())}
+    others = sum(rows.pop(table.name) for table in DEFINITIONS)
+    return rows | {OTHERS: others, "all": sum(rows.values()) + others}
 
 
 def print_costs(
@@ -217,10 +231,11 @@ def print_costs(
 ) -> None:
     """The summary of one sync."""
     table = RichTable(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    table.caption = "read/out: bytes that ClickHouse read for each byte exported"
+    table.caption = CAPTION
+    table.caption_justify = "left"
     table.add_column("table", no_wrap=True)
     for heading in ("rows", "new rows", "seconds", "requests", "read/out"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, cost in costs.items():
         is_measured = cost.bytes_exported and cost.bytes_read
         table.add_row(
@@ -230,9 +245,9 @@ def print_costs(
             f"{cost.seconds:.1f}",
             str(cost.requests),
             f"{cost.bytes_read / cost.bytes_exported:.2f}" if is_measured else "",
-            end_section=name == TABLES[-1].name,
+            end_section=name == OTHERS,
         )
-    console.print(table)
+    console.print(table, "")
 
 
 @contextmanager
@@ -249,7 +264,6 @@ def _sdk(emulator: Emulator) -> Iterator[Any]:
 def _cost(table: Table, requests: list[Mapping[str, Any]], metrics: Mapping[str, int]) -> TableCost:
     mine = [request for request in requests if _is_about(request, table)]
     return TableCost(
-        rows=metrics.get("rows", 0),
         bytes_exported=metrics.get("bytes", 0),
         requests=len(mine),
         bytes_read=sum(request.get("read_bytes") or 0 for request in mine),

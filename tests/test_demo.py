@@ -7,7 +7,7 @@ from pathlib import Path
 
 import duckdb
 
-from posthog_source.catalog import TABLES
+from posthog_source.demo import OTHERS, SHOWN
 from tests.conftest import run_program
 
 COMMAND = ("-c", "from posthog_source.cli import app; app()", "demo")
@@ -32,8 +32,10 @@ def test_the_demo_syncs_twice_and_shows_rows_and_costs_and_may_be_run_again(tmp_
         first, second = rows_of(done.stdout, "events")
         assert second[1] == "+540"
         assert int(second[0].replace(",", "")) == int(first[0].replace(",", "")) + 540
-        for table in TABLES:
-            assert len(rows_of(done.stdout, table.name)) == 2
+        for name in (*(table.name for table in SHOWN), OTHERS, "all"):
+            assert len(rows_of(done.stdout, name)) == 2
+        assert int(rows_of(done.stdout, OTHERS)[0][0]) > 50
+        assert "…" not in done.stdout.replace("phx_…", "")
         assert "SOURCES__POSTHOG__API_KEY" in done.stdout
 
     database = tmp_path / "other.duckdb"
