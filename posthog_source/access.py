@@ -38,7 +38,8 @@ class TableCheck:
     Attributes:
         name: The table.
         access: Whether it can be read.
-        advice: What to do where it cannot.
+        lacks: Scopes that the key has to be given, where that is what is wrong.
+        advice: What is wrong, and what to do.
         rows: How many there are; None where PostHog does not tell.
         first_at: Time of the first row, of a table that has times.
         last_at: Of the last one.
@@ -51,6 +52,7 @@ class TableCheck:
 
     name: str
     access: Access
+    lacks: tuple[str, ...] = ()
     advice: str = ""
     rows: int | None = None
     first_at: datetime | None = None
@@ -71,10 +73,9 @@ def check_table(client: Client, settings: Settings, table: Table) -> TableCheck:
     try:
         return replace(_check(client, settings, table), kept_up=table.kept_up)
     except AccessDeniedError as error:
-        wanted = " and ".join(table.scopes)
-        return TableCheck(
-            name=table.name, access="denied", advice=f"Give the key {wanted}, or leave it. {error}"
-        )
+        is_named = any(f"'{scope}'" in str(error) for scope in table.scopes)
+        lacks = table.scopes if is_named else ()
+        return TableCheck(name=table.name, access="denied", lacks=lacks, advice=str(error))
     except (NotFoundError, QuotaSpentError) as error:
         return TableCheck(name=table.name, access="absent", advice=str(error))
 

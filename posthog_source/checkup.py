@@ -65,6 +65,23 @@ class Checkup:
         return sum(table.requests for table in self.tables)
 
     @property
+    def advice(self) -> list[str]:
+        """What to mend, what a sync needs first; a line each."""
+        where = "In PostHog > Settings > Personal API keys, give the key"
+        lacking = [(table.name in self.missing, scope) for table in self.tables for scope in table.lacks]
+        needed = dict.fromkeys(scope for is_needed, scope in lacking if is_needed)
+        others = dict.fromkeys(scope for is_needed, scope in lacking if scope not in needed)
+        told: dict[str, list[str]] = {}
+        for table in self.tables:
+            if table.advice and not table.lacks:
+                told.setdefault(table.advice, []).append(table.name)
+        return [
+            *([f"{where} {', '.join(needed)}: a sync needs them."] if needed else []),
+            *([f"{where} {', '.join(others)}: a sync leaves their tables out."] if others else []),
+            *(f"{', '.join(names)}: {what}" for what, names in told.items()),
+        ]
+
+    @property
     def read_bytes(self) -> int:
         """What PostHog reads for the events of a first sync."""
         return sum(table.read_bytes or 0 for table in self.tables)

@@ -79,13 +79,20 @@ def check(
             _print_rows(
                 ["table", "can be read", "rows", "first", "last", "requests", "kept up by"],
                 [
-                    (t.name, t.access, t.rows, t.first_at, t.last_at, t.requests, t.kept_up)
+                    (
+                        t.name,
+                        f"needs {', '.join(t.lacks)}" if t.lacks else t.access,
+                        t.rows,
+                        t.first_at,
+                        t.last_at,
+                        t.requests,
+                        t.kept_up,
+                    )
                     for t in found.tables
                 ],
             )
-            for table in found.tables:
-                if table.advice:
-                    typer.echo(f"{table.name}: {table.advice}")
+            for line in found.advice:
+                typer.echo(line)
             typer.echo(
                 f"A first sync takes {found.requests:,} requests at least"
                 + (

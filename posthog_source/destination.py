@@ -147,7 +147,8 @@ def claim_state(settings: Settings) -> dict[str, Any]:
     if state.setdefault("origin", origin) != origin:
         raise SettingsError(
             f"This pipeline has synced {state['origin']} so far, and its cursors are of no use for {origin}. "
-            "Use another pipeline_name and dataset_name, or posthog_source.clone(name=…, section=…)."
+            "Use another pipeline_name and dataset_name (--pipeline, --dataset), or "
+            "posthog_source.clone(name=…, section=…)."
         )
     return state
 

@@ -273,9 +273,21 @@ def test_check_names_the_scopes_that_a_key_lacks(project: Project, folder: Path)
     key = project.server.key(["query:read"], [project.id])
     result = run(project, "check", SOURCES__POSTHOG__API_KEY=key)
     assert result.exit_code == 1
-    assert "cohorts: Give the key cohort:read" in result.stdout
-    assert "alerts: Give the key alert:read" in result.stdout
+    lines = [line.partition(", give the key ")[2] for line in result.stdout.splitlines()]
+    needed, others = filter(None, lines)
+    assert needed == "cohort:read, insight:read: a sync needs them."
+    assert "alert:read" in others.split(", ")
+    assert re.search(r"^alerts +needs alert:read", result.stdout, re.MULTILINE)
     assert "A sync would fail: cohorts, insights cannot be read." in result.stderr
+
+
+def test_check_tells_why_a_key_that_has_the_scope_may_not_read_a_table(
+    project: Project, folder: Path
+) -> None:
+    result = run(project, "check", "--tables", "users,roles")
+    lines = [line for line in result.stdout.splitlines() if "only supported on project-based" in line]
+    assert [line.partition(":")[0] for line in lines] == ["users", "roles"]
+    assert "give the key " not in result.stdout
 
 
 def test_tables_tells_of_every_table() -> None:
