@@ -318,8 +318,7 @@ class Target:
         dlt resource metrics: `pages`, `rows`, `bytes` (of Arrow), beside those given.
         """
         table = reader.table
-        if self._pipeline is not None:
-            self._pipeline.collector.update(table.name, inc=0, total=rows)
+        self.show(table.name, total=rows)
         first = disposition()
         scope = first.get("destination_scope") if isinstance(first, dict) else None
         is_new = bool(scope) and self.is_new(table, str(scope))
@@ -330,6 +329,11 @@ class Target:
         if has_copies or last != first:
             yield self.begin(table, last, json_columns, has_copies=self._may_resume or has_copies)
         _tell(reader, counted)
+
+    def show(self, name: str, *, done: int = 0, total: Any = None) -> None:
+        """Tells dlt's progress collector of `done` more by that name; first of all of their `total`."""
+        if self._pipeline is not None:
+            self._pipeline.collector.update(name, inc=done, total=total)
 
     def merge(
         self,
@@ -358,8 +362,7 @@ class Target:
             metrics: Beside those that `load` counts.
             may_repeat: Whether a row may come twice although no part is read again, so that dlt has to look.
         """
-        if self._pipeline is not None:
-            self._pipeline.collector.update(reader.table.name, inc=0, total=rows)
+        self.show(reader.table.name, total=rows)
         is_new = not may_repeat and self._holds(reader.table, self.is_project(project_id), stored_rows)
         yield self.begin(reader.table, "append" if is_new else MERGE, deletes=deletes)
         counted = dict(metrics or {})

@@ -194,10 +194,11 @@ class _Stream:
             "rows_left": self._backlog.rows,
             "late_rows": late.row_count if late else 0,
         }
+        target.show("windows", total=len(chunks))
         pages = chain(
             late.rows if late else (),
             *(
-                _logged(reader, chunk.window, _iter_chunk(reader, chunk, names))
+                _logged(reader, target, chunk.window, _iter_chunk(reader, chunk, names))
                 for chunk, names in zip(chunks, received, strict=True)
             ),
         )
@@ -369,13 +370,14 @@ def _iter_chunk(reader: Reader, chunk: Chunk, names: set[str]) -> Iterator[pa.Ta
         yield page
 
 
-def _logged(reader: Reader, window: Window, pages: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The pages of a window, and a line of the log when all have been handed on."""
+def _logged(reader: Reader, target: Target, window: Window, pages: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The pages of a window; when all have been handed on, it is counted, and a line of the log."""
     began_s, waited_s, rows = time.monotonic(), reader.waited_s, 0
     for page in pages:
         rows += page.num_rows
         yield page
         del page  # not kept while the next one is awaited
+    target.show("windows", done=1)
     told = {
         "table": reader.table.name,
         "window_start": window.start.isoformat(),
