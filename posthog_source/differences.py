@@ -95,8 +95,10 @@ def _keys(differences: Sequence[Difference]) -> Iterable[str]:
 
 
 def _summary(found: Verification) -> Iterable[str]:
-    for table, why in found.skipped:
-        yield f"{table} was not compared: {why}"
+    if found.skipped:
+        (first, why), *others = found.skipped
+        names = ", ".join(name for name, _ in found.skipped)
+        yield f"Not compared: {names}. {f'Of {first}: ' if others else ''}{why}"
     count = len({row.table for row in found.rows})
     differing = {row.table for row in found.rows if not row.is_equal}
     until = f", events up to {found.window.end.isoformat()}" if found.window else ""

@@ -8,12 +8,14 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import dlt
 import pytest
 import sqlglot
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from posthog_source import EventsConfig, Verification, run_backfill, verify
@@ -31,6 +33,7 @@ from posthog_source.comparison import (
     events_span,
 )
 from posthog_source.config import EventsSettings
+from posthog_source.differences import tell
 from posthog_source.errors import SettingsError
 from posthog_source.fingerprint import CHUNK_BYTES, TEXT_BYTES, fingerprint_of
 from posthog_source.heatmap import draw
@@ -440,6 +443,29 @@ def test_people_who_came_since_the_sync_are_not_missing(product: tuple[Project, 
     after = compare(project, warehouse, tables=["persons"]).rows[0]
 
     assert (after.posthog_rows, after.missing) == (before.posthog_rows + 1, before.missing)
+
+
+def test_people_who_are_marked_as_gone_are_no_extra_rows(server: Server, place: Warehouse) -> None:
+    project = server.project(settings={"rate_limits": NO_LIMITS})
+    project.capture(*({"event": "seen", "distinct_id": f"user-{n}"} for n in range(6)))
+    people = ["persons", "person_distinct_ids"]
+    place.sync(project, *people, people={"sweep_every_days": 0})
+    project.control("POST", "delete/persons", person_ids=[project.person_ids()["user-0"]])
+    assert not compare(project, place, tables=people).is_equal
+
+    place.sync(project, *people, people={"sweep_every_days": 0})
+
+    assert place.query("SELECT count(*) FROM persons WHERE deleted_at IS NOT NULL") == [(1,)]
+    assert compare(project, place, tables=people).is_equal
+
+
+def test_tables_that_posthog_does_not_show_are_told_in_a_line() -> None:
+    written = StringIO()
+    skipped = (("alerts", "why there are none"), ("roles", "another reason"))
+
+    tell(Verification((), skipped=skipped), Console(file=written, width=200))
+
+    assert "Not compared: alerts, roles. Of alerts: why there are none\n" in written.getvalue()
 
 
 def test_plain_files_are_compared_and_not_repaired(server: Server, tmp_path: Path) -> None:
