@@ -50,6 +50,12 @@ ARRIVAL_OVERLAP = timedelta(hours=6)
 VISIBILITY_S = 900
 """How long after created_at a row may be seen and still be read by an ordinary sync's lookback."""
 
+EMPTY_INTERVAL = (
+    "events: the scheduler's interval begins and ends at {}, so there is nothing to read. Airflow 3 gives "
+    "such ones for '@daily': schedule with CronDataIntervalTimetable, or set "
+    "AIRFLOW__SCHEDULER__CREATE_CRON_DATA_INTERVALS=True."
+)
+
 CHOICE = "choice"
 """Key of the state: the rows and columns chosen when events were last synced."""
 
@@ -134,6 +140,8 @@ class _Stream:
             client, self.table, self._settings, self._config, may_repeat=write_mode == "window"
         )
         start = cursor.start_value or EPOCH
+        if cursor.end_value == start:
+            raise SettingsError(EMPTY_INTERVAL.format(start.isoformat()))
         cursor.advance(start)  # PostHog applies the range; dlt is not to filter again
         if cursor.end_value and start == EPOCH:
             start = min(reader.fetch_first_instant() or cursor.end_value, cursor.end_value)

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from configparser import ConfigParser
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import typer
 import yaml  # type: ignore[import-untyped]
 
 from posthog_source.cli import app
-from tests.conftest import ROOT, Project, add_events
+from tests.conftest import ROOT, Project, add_events, run_program
 from tests.test_documents import blocks
 
 DOCUMENT = (ROOT / "docs" / "schedulers.md").read_text(encoding="utf-8")
@@ -51,7 +52,7 @@ def here(text: str, folder: Path) -> str:
 
 def loaded(folder: Path) -> int:
     with duckdb.connect(str(folder / "posthog.duckdb")) as warehouse:
-        return len(warehouse.sql("SELECT DISTINCT uuid FROM posthog_data.events"))
+        return len(warehouse.sql("SELECT uuid FROM posthog_data.events"))
 
 
 def sections(text: str) -> ConfigParser:
@@ -111,6 +112,51 @@ def test_the_unit_of_systemd_syncs_with_the_environment_of_its_file(folder: Path
 
     assert done.returncode == 0, done.stderr
     assert loaded(folder) == 20
+
+
+RUNS = {
+    "run": "pipeline.run(posthog_source().with_resources('events'))",
+    "run_sync": "run_sync(pipeline, tables=['events'])",
+}
+
+
+def run_in(folder: Path, project: Project, how: str, *interval: str) -> subprocess.CompletedProcess[str]:
+    """A program that a scheduler runs for an interval, if it gives one."""
+    program = (
+        "import dlt\nfrom posthog_source import posthog_source, run_sync\n"
+        "pipeline = dlt.pipeline('posthog', destination='duckdb', dataset_name='posthog_data')\n"
+    )
+    names = ("DLT_INTERVAL_START", "DLT_INTERVAL_END", "DLT_ALLOW_EXTERNAL_SCHEDULERS")
+    given = dict(zip(names, (*interval, "true"), strict=True)) if interval else {}
+    return run_program("-c", program + RUNS[how], cwd=folder, project=project, **given)
+
+
+@pytest.mark.parametrize("how", RUNS)
+def test_an_interval_that_a_scheduler_gives_is_read_however_often_and_nothing_else(
+    project: Project, tmp_path: Path, how: str
+) -> None:
+    add_events(project, 40, timestamp=[datetime(2026, 1, 1 + n // 10, 6, tzinfo=UTC) for n in range(40)])
+    for _ in range(2):
+        done = run_in(tmp_path, project, how, "2026-01-02T00:00:00Z", "2026-01-03T00:00:00Z")
+        assert done.returncode == 0, done.stderr
+        assert loaded(tmp_path) == 10
+
+    done = run_in(tmp_path, project, how)  # the cursor knows nothing of it
+
+    assert done.returncode == 0, done.stderr
+    assert loaded(tmp_path) == 40
+
+
+@pytest.mark.parametrize("how", RUNS)
+def test_an_interval_that_ends_where_it_begins_is_refused_with_what_to_do(
+    project: Project, tmp_path: Path, how: str
+) -> None:
+    add_events(project, 3)
+
+    done = run_in(tmp_path, project, how, "2026-01-02T00:00:00Z", "2026-01-02T00:00:00Z")
+
+    assert done.returncode != 0
+    assert "CronDataIntervalTimetable" in done.stderr
 
 
 def test_the_workflow_gives_its_sync_what_a_sync_asks_for_and_runs_one_at_a_time() -> None:
