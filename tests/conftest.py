@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import shutil
@@ -52,12 +51,6 @@ NO_LIMITS = {"api_queries": [10**6, 10**6], "default": [10**6, 10**6], "clickhou
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slowest files first; within a file, and among the others, the order stays."""
     items.sort(key=lambda item: SLOWEST.index(item.path.stem) if item.path.stem in SLOWEST else len(SLOWEST))
-
-
-def pytest_collection_finish() -> None:
-    """Spares the garbage collector what stays: else a tenth of all time goes into looking through it."""
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
 
 
 def start_program(*arguments: str) -> tuple[subprocess.Popen[bytes], dict[str, Any]]:
