@@ -177,9 +177,8 @@ class Target:
         pipeline = context.pipeline() if context.is_active() else None
         if not isinstance(pipeline, dlt.Pipeline) or pipeline.destination is None:
             return cls("", DestinationCapabilitiesContext.generic_capabilities(), None, may_resume=True)
-        is_known = DestinationCapabilitiesContext in container  # asking anew resolves all its settings
-        known = container[DestinationCapabilitiesContext] if is_known else None
-        caps = known or pipeline.destination.capabilities()
+        # Asking the destination anew resolves all its settings.
+        caps = container.get(DestinationCapabilitiesContext) or pipeline.destination.capabilities()
         kind = pipeline.destination.destination_type.rsplit(".", 1)[-1]
         may_resume = settings.is_resumed_by_dlt or not pipeline.config.restore_from_destination
         return cls(kind, caps, pipeline, may_resume=may_resume)

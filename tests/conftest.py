@@ -124,6 +124,11 @@ class Project:
         """What the connector needs to know."""
         return {"project_id": self.id, "api_key": self.api_key, "host": self.server.url}
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """The same, as environment variables."""
+        return {f"SOURCES__POSTHOG__{name.upper()}": str(value) for name, value in self.credentials.items()}
+
     def with_full_key(self) -> Project:
         """Under a key that may read everything, what stands above the project too."""
         return replace(self, api_key=self.server.key(["*"]))
@@ -339,11 +344,7 @@ def run_program(
     """Run Python as a person would, in a folder of its own, with a project's settings in the environment."""
     given = {"DLT_DATA_DIR": str(cwd / "dlt"), "PYTHONPATH": str(ROOT), "RUNTIME__DLTHUB_TELEMETRY": "false"}
     if project is not None:
-        given |= {
-            "SOURCES__POSTHOG__PROJECT_ID": str(project.id),
-            "SOURCES__POSTHOG__API_KEY": project.api_key,
-            "SOURCES__POSTHOG__HOST": project.server.url,
-        }
+        given |= project.environment
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SOURCES__")}
     return subprocess.run(
         [sys.executable, *command],

@@ -54,12 +54,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(project: Project, command: str, *arguments: str, **environment: str) -> Result:
     """A command as a person types it, with the project's settings in the environment."""
-    settings = {
-        "SOURCES__POSTHOG__PROJECT_ID": str(project.id),
-        "SOURCES__POSTHOG__API_KEY": project.api_key,
-        "SOURCES__POSTHOG__HOST": project.server.url,
-    }
-    return CliRunner().invoke(app, [command, *arguments], env=settings | environment)
+    return CliRunner().invoke(app, [command, *arguments], env=project.environment | environment)
 
 
 def assert_one_line(result: Result, *words: str) -> None:

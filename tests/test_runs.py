@@ -424,18 +424,16 @@ def test_a_run_that_is_stopped_says_so_in_a_line_at_once_and_goes_on_when_run_ag
 
 def start(project: Project, warehouse: Warehouse, program: str = PROGRAM) -> subprocess.Popen[str]:
     """A run in a process of its own."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SOURCES__")} | {
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SOURCES__")}
+    given = {
         "PYTHONPATH": str(ROOT),
         "DLT_DATA_DIR": str(warehouse.path / "dlt"),
         "RUNTIME__DLTHUB_TELEMETRY": "false",
-        "SOURCES__POSTHOG__PROJECT_ID": str(project.id),
-        "SOURCES__POSTHOG__API_KEY": project.api_key,
-        "SOURCES__POSTHOG__HOST": project.server.url,
     }
     return subprocess.Popen(
         [sys.executable, "-c", program, str(warehouse.path)],
         cwd=warehouse.path,
-        env=environment,
+        env=kept | given | project.environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

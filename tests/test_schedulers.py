@@ -30,13 +30,7 @@ FOLDER = "/srv/posthog"
 def folder(project: Project, tmp_path: Path) -> Path:
     """The document's folder: settings, and this virtual environment, into a DuckDB file."""
     add_events(project, 20)
-    settings = {
-        "SOURCES__POSTHOG__PROJECT_ID": project.id,
-        "SOURCES__POSTHOG__API_KEY": project.api_key,
-        "SOURCES__POSTHOG__HOST": project.server.url,
-        "DLT_DATA_DIR": tmp_path / "dlt",
-        "PYTHONPATH": ROOT,
-    }
+    settings = project.environment | {"DLT_DATA_DIR": str(tmp_path / "dlt"), "PYTHONPATH": str(ROOT)}
     (tmp_path / "posthog.env").write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
     programs = tmp_path / ".venv" / "bin"
     programs.mkdir(parents=True)
