@@ -8,8 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks.__main__ import SCENARIOS
 from tests.conftest import ROOT
+
+pytestmark = pytest.mark.slow
 
 
 def run_tiny(folder: Path, *scenarios: str) -> subprocess.CompletedProcess[str]:

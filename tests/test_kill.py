@@ -31,6 +31,8 @@ from tests.conftest import NO_LIMITS, Project, Server, Warehouse
 from tests.exact import differences, documented_view, loaded_events, true_events
 from tests.programs.sync import STEPS, Job, Moment, Process, Step
 
+pytestmark = pytest.mark.slow
+
 SEED = int(os.environ.get("POSTHOG_SEED", "1"))
 KILLS = int(os.environ.get("POSTHOG_KILLS", "10"))
 COMMITS = 3

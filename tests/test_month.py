@@ -28,6 +28,8 @@ from posthog_source.events import build_events
 from tests.conftest import NO_LIMITS, FakeTime, Project, Server, Warehouse
 from tests.exact import EVENT_FIELDS, Row, loaded_events
 
+pytestmark = pytest.mark.slow
+
 SEED = int(os.environ.get("POSTHOG_SEED", "1"))
 SYNC_HOURS = os.environ.get("POSTHOG_MONTH_SYNC_HOURS", "")
 START = datetime(2026, 3, 1, tzinfo=UTC)

@@ -34,7 +34,7 @@ from tests.people import (
 )
 from tests.programs.sync import Job, Process, source_at
 
-pytestmark = pytest.mark.usefixtures("no_pipeline_stays_active")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_pipeline_stays_active")]
 
 SEED = int(os.environ.get("POSTHOG_SEED", "1"))
 SYNC_HOURS = float(os.environ.get("POSTHOG_MONTH_SYNC_HOURS", "48"))

@@ -34,6 +34,8 @@ from tests.conftest import (
     client_of,
 )
 
+pytestmark = pytest.mark.slow
+
 SEEDS = range(1, 1 + int(os.environ.get("POSTHOG_STORM_SEEDS", "2")))
 WRITE_MODES = ("window", "upsert", "append")
 SHARE = 0.2
