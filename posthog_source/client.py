@@ -383,7 +383,7 @@ class Client:
                 except PosthogSourceError as error:
                     patience.check(0.0)
                     if request.is_worth_asking_again(error):
-                        patience.count(error)
+                        patience.count(error, call.turn)
                     raise
                 self._gate.widen()
                 return answer
@@ -673,7 +673,7 @@ class _Patience:
         if pause_s > self._deadline_s:
             raise DeadlineError(self._beyond_deadline(pause_s))
 
-    def count(self, error: PosthogSourceError) -> None:
+    def count(self, error: PosthogSourceError, turn: Turn) -> None:
         """Counts a failed attempt, and holds everyone when the limit is everybody's.
 
         While the attempt still has its place: nobody may take it and go through before the pause.
@@ -683,9 +683,11 @@ class _Patience:
             return
         self.busy_answers += 1
         gate = self.client._gate
-        gate.pause(self.request.rate, self._imposed_s(error) or 0.0)
         if error.retry_after_s is None:
+            gate.pause(self.request.rate, self._imposed_s(error) or 0.0)
             gate.narrow()
+        else:
+            gate.refuse(self.request.rate, turn, error.retry_after_s)
 
     def wait_s(self, state: RetryCallState) -> float:
         """Seconds before the next attempt, as the error says, else growing."""

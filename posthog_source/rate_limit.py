@@ -1,8 +1,9 @@
 """When the next call may go.
 
 One gate for all that one key asks of one host: rates, a pause that holds everyone when PostHog says so,
-and places for the calls that are open at once. All clients of a key in a process share it. Clock and
-sleep are parameters. Not here: what to do about an error (`client`).
+and places for the calls that are open at once. All clients of a key in a process share it; other processes
+show in refusals, which teach what share of a rate is this one's. Clock and sleep are parameters. Not here:
+what to do about an error (`client`).
 """
 
 from __future__ import annotations
@@ -12,10 +13,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from weakref import WeakValueDictionary
 
 GOOD_ANSWERS_PER_PLACE = 20
 """Good answers after which a gate that was narrowed opens one more place."""
+
+SHARE_KEPT_S = 600.0
+"""How long a share is kept to: then the others may be gone, and the whole rate is tried again."""
+
+SHARE_MARGIN_S = 1.0
+"""A share's window is so much longer than PostHog's, which counts calls when they come, not when they go."""
+
+SMALLEST_SHARE = 1 / 16
+"""Of a rate: who begins when others have used it up is not to crawl."""
 
 Check = Callable[[float], None]
 """Called before each wait with the seconds of pause that are left, 0 or less for none; raises to end it."""
@@ -35,9 +46,39 @@ class Turn:
 
     Attributes:
         waited_s: Seconds it waited for rates and pauses, not for a place.
+        at: Instant at which it was let through.
     """
 
     waited_s: float = 0.0
+    at: float = float("-inf")
+
+
+@dataclass(frozen=True)
+class Share:
+    """What is kept of a rate whose rest others use, and until when."""
+
+    rate: Rate
+    until: float
+
+
+def learn_share(sent: Sequence[float], rate: Rate, known: Share | None, now: float) -> Share:
+    """What a refusal says of a rate that is shared with others who do not know of each other.
+
+    The calls that were let through in the window are all that there was for this one beside them: if each
+    keeps to its own, all together keep the rate, however many they are. Refused again, it takes less.
+
+    Args:
+        sent: As for `next_call_at`, without the refused call.
+        rate: The one that is used up.
+        known: What was learned of it before.
+        now: The present.
+    """
+    if known and now < known.until:
+        calls = known.rate.calls * 7 // 8
+    else:
+        calls = min(rate.calls, sum(at > now - rate.per_s for at in sent))
+    calls = max(calls, ceil(rate.calls * SMALLEST_SHARE))
+    return Share(Rate(calls, rate.per_s + SHARE_MARGIN_S), now + SHARE_KEPT_S)
 
 
 def next_call_at(sent: Sequence[float], rates: Sequence[Rate], now: float) -> float:
@@ -97,7 +138,7 @@ class Gate:
             while True:
                 now = self._clock()
                 check(lane.paused_until - now)
-                wait_s = max(next_call_at(lane.sent, lane.rates, now), lane.paused_until) - now
+                wait_s = max(next_call_at(lane.sent, lane.rates_at(now), now), lane.paused_until) - now
                 if wait_s > 0:
                     self._wait(wait_s)
                     turn.waited_s += self._clock() - now
@@ -105,6 +146,7 @@ class Gate:
                     self._changed.wait()
                 else:
                     lane.sent.append(now)
+                    turn.at = now
                     if takes_place:
                         self._inside.add(turn)
                     return turn
@@ -132,6 +174,12 @@ class Gate:
         with self._changed:
             lane = self._lanes[name]
             lane.paused_until = max(lane.paused_until, self._clock() + seconds)
+
+    def refuse(self, name: str, turn: Turn, seconds: float) -> None:
+        """Takes in that PostHog has refused a call for its rate: nobody goes for `seconds`, then a share."""
+        with self._changed:
+            self._lanes[name].refuse(turn.at, self._clock(), seconds)
+        self.pause(name, seconds)
 
     def narrow(self) -> None:
         """Leaves one place open, until good answers open the others again."""
@@ -188,14 +236,31 @@ class _Lane:
 
     rates: tuple[Rate, ...]
     paused_until: float = float("-inf")
+    shares: dict[Rate, Share] = field(default_factory=dict)
     sent: deque[float] = field(init=False)
 
     def __post_init__(self) -> None:
         self.sent = deque(maxlen=max((rate.calls for rate in self.rates), default=1))
 
+    def rates_at(self, now: float) -> list[Rate]:
+        """What is to be kept now."""
+        return [*self.rates, *(share.rate for share in self.shares.values() if now < share.until)]
+
+    def refuse(self, at: float, now: float, seconds: float) -> None:
+        """Learns from the refusal of a call, which PostHog does not count; it is asked to wait so long."""
+        if at in self.sent:
+            self.sent.remove(at)
+        rate = min((each for each in self.rates if seconds <= each.per_s), key=_length, default=None)
+        if rate:
+            self.shares[rate] = learn_share(self.sent, rate, self.shares.get(rate), now)
+
     def keep(self, rates: Sequence[Rate]) -> None:
         self.rates = tuple(dict.fromkeys((*self.rates, *rates)))
         self.sent = deque(self.sent, maxlen=max((rate.calls for rate in self.rates), default=1))
+
+
+def _length(rate: Rate) -> float:
+    return rate.per_s
 
 
 _gates: WeakValueDictionary[str, Gate] = WeakValueDictionary()

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import heapq
+import random
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posthog_source.rate_limit import GOOD_ANSWERS_PER_PLACE, Gate, Rate, next_call_at, shared_gate
+from posthog_emulator.throttle import Throttle
+from posthog_source.rate_limit import (
+    GOOD_ANSWERS_PER_PLACE,
+    SHARE_KEPT_S,
+    Gate,
+    Rate,
+    Share,
+    learn_share,
+    next_call_at,
+    shared_gate,
+)
 
 rates_lists = st.lists(st.builds(Rate, st.integers(1, 6), st.integers(1, 60)), min_size=1, max_size=3)
 
@@ -463,3 +477,79 @@ def test_calls_made_before_the_limits_were_tightened_count() -> None:
         sent.append(clock.now)
 
     assert sent == [0, 60, 3_600, 3_600]
+
+
+class MustWaitError(Exception):
+    """Raised in place of a wait, so that one thread can play many workers."""
+
+
+def must_wait(seconds: float) -> None:
+    raise MustWaitError(seconds)
+
+
+@dataclass
+class Workers:
+    """Processes that know nothing of each other and always have more to ask, under one limit of PostHog's."""
+
+    count: int
+    limit: int
+    seed: int = 1
+    now: float = 0.0
+
+    def play(self, until_s: float) -> Iterator[tuple[float, int, bool]]:
+        """Each attempt: when it is sent, whose it is, and whether it is let in. Answers come in any order."""
+        chance = random.Random(self.seed)
+        throttle = Throttle(lambda: self.now)
+        gates = [
+            Gate({"queries": [Rate(self.limit, 60)]}, places=2, clock=lambda: self.now, sleep=must_wait)
+            for _ in range(self.count)
+        ]
+        due: list[tuple[float, int, Any]] = [
+            (chance.random(), n % self.count, None) for n in range(2 * self.count)
+        ]
+        heapq.heapify(due)
+        while due and due[0][0] < until_s:
+            self.now, worker, turn = heapq.heappop(due)
+            gate = gates[worker]
+            if turn is None:
+                try:
+                    heapq.heappush(due, (self.now + chance.uniform(0.01, 0.1), worker, gate.enter("queries")))
+                except MustWaitError as wait:
+                    heapq.heappush(due, (self.now + wait.args[0], worker, None))
+                continue
+            wait_s = throttle.wait_s("key", "queries", (self.limit,))
+            yield turn.at, worker, wait_s is None
+            if wait_s is not None:
+                gate.refuse("queries", turn, wait_s)
+            gate.leave(turn)
+            heapq.heappush(due, (self.now + (wait_s or chance.uniform(0.1, 0.5)), worker, None))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8, 15])
+def test_workers_who_do_not_know_of_each_other_keep_one_limit_together_after_a_minute(workers: int) -> None:
+    attempts = list(Workers(workers, limit=240).play(until_s=SHARE_KEPT_S))
+
+    a_minute = Counter(int(at // 60) for at, *_ in attempts)
+    assert max(a_minute[minute] for minute in range(1, 9)) <= 240
+    assert min(a_minute[minute] for minute in range(1, 9)) >= 200
+    refused_later = [at for at, _, is_let_in in attempts if at >= 120 and not is_let_in]
+    assert refused_later == []
+    assert {worker for _, worker, is_let_in in attempts if is_let_in} == set(range(workers))
+
+
+def test_what_others_leave_is_used_again_after_a_while() -> None:
+    known = learn_share([float(n) for n in range(30)], Rate(240, 60), None, now=59.0)
+
+    assert known.rate.calls == 30
+    assert known.until == 59 + SHARE_KEPT_S
+
+
+def test_who_is_refused_again_takes_less_but_never_next_to_nothing() -> None:
+    share: Share | None = None
+    calls = []
+    for now in range(0, 500, 20):
+        share = learn_share([], Rate(240, 60), share or Share(Rate(64, 61), 600), float(now))
+        calls.append(share.rate.calls)
+
+    assert calls[:3] == [56, 49, 42]
+    assert calls[-1] == 15
