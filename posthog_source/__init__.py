@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from posthog_source.comparison import Verification
     from posthog_source.errors import PosthogSourceError, find_cause
     from posthog_source.identity import create_person_view
+    from posthog_source.ranges import BackfillRange, plan_backfill
     from posthog_source.report import Budget, RunReport
     from posthog_source.runs import run_backfill, run_sync
     from posthog_source.source import EventsConfig, PeopleConfig, ResultsConfig, posthog_query, posthog_source
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BackfillRange",
     "Budget",
     "Checkup",
     "EventsConfig",
@@ -38,6 +40,7 @@ __all__ = [
     "check",
     "create_person_view",
     "find_cause",
+    "plan_backfill",
     "posthog_query",
     "posthog_source",
     "run_backfill",
@@ -46,6 +49,7 @@ __all__ = [
 ]
 
 _ROOMS = {
+    "BackfillRange": "ranges",
     "Budget": "report",
     "Checkup": "checkup",
     "EventsConfig": "source",
@@ -57,6 +61,7 @@ _ROOMS = {
     "check": "checkup",
     "create_person_view": "identity",
     "find_cause": "errors",
+    "plan_backfill": "ranges",
     "posthog_query": "source",
     "posthog_source": "source",
     "run_backfill": "runs",

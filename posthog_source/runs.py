@@ -115,7 +115,7 @@ def run_backfill(
         InterruptedRunError: As `run_sync`.
         dlt.pipeline.exceptions.PipelineStepFailed: See `find_cause`.
     """
-    window = _parse_window(start, end)
+    window = parse_window(start, end)
     destination_of(pipeline)
     if parallel < 1:
         raise SettingsError(f"parallel is {parallel}. Let at least 1 range be read at once.")
@@ -135,6 +135,18 @@ def run_backfill(
     finally:
         pipeline.activate()  # dlt's current one is the one made last
     return run.report
+
+
+def parse_window(start: object, end: object) -> Window:
+    """A backfill's bounds.
+
+    Raises:
+        SettingsError: They are none.
+    """
+    first, last = parse_instant(start, "start"), parse_instant(end, "end")
+    if first is None or last is None or first >= last:
+        raise SettingsError(f"A backfill goes from a start to a later end, not from {first} to {last}.")
+    return Window(first, last)
 
 
 class _Run:
@@ -361,10 +373,12 @@ def _beside(pipeline: dlt.Pipeline, suffix: str) -> dlt.Pipeline:
     # By themselves, some destinations derive where they are from the pipeline's name.
     known = {"credentials": config.credentials, "bucket_url": getattr(config, "bucket_url", None)}
     params = destination.config_params | {name: value for name, value in known.items() if value}
+    name = f"{pipeline.pipeline_name}_{suffix}"
     if hasattr(config, "staging_dataset_name_layout"):
-        params["staging_dataset_name_layout"] = f"%s_staging_{suffix}"
+        # By the whole name: workers elsewhere may load other ranges into this dataset meanwhile.
+        params["staging_dataset_name_layout"] = f"%s_staging_{name}"
     return dlt.pipeline(
-        f"{pipeline.pipeline_name}_{suffix}",
+        name,
         pipelines_dir=pipeline.pipelines_dir,
         destination=type(destination)(**params | {"destination_name": destination.destination_name}),
         dataset_name=pipeline.dataset_name,
@@ -401,10 +415,3 @@ def _stoppable() -> Iterator[None]:
 def _is_stop(error: BaseException) -> bool:
     """Whether Ctrl-C or SIGTERM is behind it."""
     return any(isinstance(cause, KeyboardInterrupt) for cause in iter_causes(error))
-
-
-def _parse_window(start: object, end: object) -> Window:
-    first, last = parse_instant(start, "start"), parse_instant(end, "end")
-    if first is None or last is None or first >= last:
-        raise SettingsError(f"A backfill goes from a start to a later end, not from {first} to {last}.")
-    return Window(first, last)

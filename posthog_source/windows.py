@@ -212,6 +212,22 @@ def cut_days(window: Window, *, parts: int) -> list[Window]:
     return [Window(start, end) for start, end in pairwise(edges)]
 
 
+def cut_evenly(days: Mapping[date, int], window: Window, *, parts: int) -> list[tuple[Window, int]]:
+    """Cuts a window at UTC midnights into at most `parts` windows of about equal rows, each with its rows.
+
+    Together they are the window. A part ends with the day in which its share of the rows is full.
+    """
+    total, left = sum(days.values()), sum(days.values())
+    edges, sums = [window.start], [0]
+    for day, rows in sorted(days.items()):
+        sums[-1] += rows
+        left -= rows
+        if sums[-1] * parts >= total and left:
+            edges.append(windows_of_days([day])[0].end)
+            sums.append(0)
+    return list(zip(map(Window, edges, [*edges[1:], window.end]), sums, strict=True))
+
+
 def plan_slices(
     counts: Iterable[Count], *, page_rows: int, axis: Axis | None, start: Bound | None = None
 ) -> list[Slice]:

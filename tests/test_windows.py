@@ -23,6 +23,7 @@ from posthog_source.windows import (
     Window,
     clip,
     cut_days,
+    cut_evenly,
     enclose,
     halve,
     halve_window,
@@ -606,3 +607,26 @@ def test_labels_of_no_rows_are_one_piece_to_the_open_end() -> None:
     whole = Slice(Bound((date(2026, 1, 1), "m")), None)
 
     assert split_labels(whole, rows=10) == [whole]
+
+
+@given(counted=counted_days(), parts=st.integers(1, 9))
+@settings(deadline=None)
+def test_evenly_cut_days_are_the_window_again_and_hold_a_share_each_give_or_take_a_day(
+    counted: tuple[dict[date, int], Window], parts: int
+) -> None:
+    days, window = counted
+
+    cut = cut_evenly(days, window, parts=parts)
+
+    assert_tile([part for part, _ in cut], window)
+    assert len(cut) <= parts
+    share, largest = sum(days.values()) / parts, max(days.values(), default=0)
+    for part, held in cut:
+        assert held == sum(days[day] for day in days if part.start <= of_day(day, window).start < part.end)
+        assert held <= share + largest
+
+
+def test_a_window_without_rows_is_one_part() -> None:
+    window = Window(datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 3, 1, tzinfo=UTC))
+
+    assert cut_evenly({}, window, parts=5) == [(window, 0)]
