@@ -128,7 +128,7 @@ def sync(
 
         target = _pipeline(pipeline, destination, dataset, is_quiet=as_json)
         report = run_sync(target, **_chosen(tables))
-        _print_json(report) if as_json else typer.echo(str(report))
+        _print_json(report.as_json()) if as_json else typer.echo(str(report))
 
 
 @app.command()
@@ -147,7 +147,7 @@ def backfill(
 
         target = _pipeline(pipeline, destination, dataset, is_quiet=as_json)
         report = run_backfill(target, start, end, parallel=parallel)
-        _print_json(report) if as_json else typer.echo(str(report))
+        _print_json(report.as_json()) if as_json else typer.echo(str(report))
 
 
 @app.command()

@@ -126,6 +126,11 @@ class RunReport:
         left = self.rows_left + other.rows_left
         return replace(self.with_commit(other.tables), commits=self.commits + other.commits, rows_left=left)
 
+    def as_json(self) -> dict[str, Any]:
+        """For machines; times as ISO text."""
+        plain: dict[str, Any] = orjson.loads(orjson.dumps(self))
+        return plain
+
     def as_table(self) -> pa.Table:
         """One row, with the tables' metrics as JSON text."""
         row = {each.name: getattr(self, each.name) for each in fields(self)}
