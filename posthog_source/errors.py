@@ -50,7 +50,11 @@ class PosthogSourceError(Exception):
 
 
 class SettingsError(PosthogSourceError, ValueError):
-    """A setting is missing or cannot be right. Raised before anything is sent."""
+    """A setting, an argument or the warehouse behind it cannot be right.
+
+    The message names the setting, what it may be, and where to set it. Most are found before anything is
+    sent; a condition or a query of your own is tried out by PostHog, whose words are passed on.
+    """
 
 
 class ApiError(PosthogSourceError):
@@ -68,35 +72,68 @@ class ApiError(PosthogSourceError):
 
 
 class QueryRefusedError(ApiError):
-    """400: the request itself is at fault; asking again changes nothing."""
+    """400 and its kin: the request itself is at fault; asking again changes nothing.
+
+    Where it is about a query or a condition of your own, PostHog's words say what is wrong with it. Else
+    please report it, with the message: PostHog has changed.
+    """
 
 
 class AuthenticationError(ApiError):
-    """401: the key is revoked or belongs to another region."""
+    """401: the key is revoked or belongs to another region.
+
+    PostHog says the same of both. Look first whether ``host`` is the region in PostHog's address bar, then
+    make a new personal API key.
+    """
 
 
 class QuotaSpentError(ApiError):
-    """402: the plan or its quota does not allow this until the billing period ends."""
+    """402: the plan or its quota does not allow this until the billing period ends.
+
+    What is committed stays, and the next sync goes on from there. Until then, raise the quota in PostHog, or
+    name tables that the plan has with ``tables``.
+    """
 
 
 class AccessDeniedError(ApiError):
-    """403: the key lacks a scope, or may not read this project."""
+    """403: the key lacks a scope, or may not read this project.
+
+    Give the key the scope that the message names; `posthog-source check` names those of all tables. A key
+    that is restricted to projects cannot read what belongs to the organization, whatever its scopes: users,
+    roles, organizations and projects.
+    """
 
 
 class NotFoundError(ApiError):
-    """404: no such thing, or not visible to this key."""
+    """404: no such thing, or not visible to this key.
+
+    Look whether ``project_id`` is the number in PostHog's address bar, in the region that ``host`` names, and
+    whether the key's owner is a member of that project.
+    """
 
 
 class RedirectedError(ApiError):
-    """3xx: PostHog lives elsewhere; the key is not sent after a redirect."""
+    """3xx: PostHog lives elsewhere; the key is not sent after a redirect.
+
+    Set ``host`` to the address in the message, if it is yours.
+    """
 
 
 class TooHeavyError(ApiError):
-    """504, 512, 513 or ``too_many_bytes``: the same query will fail again, a smaller one will not."""
+    """504, 512, 513 or ``too_many_bytes``: the same query will fail again, a smaller one will not.
+
+    The connector asks for less by itself, and at last in the background, where PostHog gives a query more
+    time. An error that still stands has failed there too: set a smaller ``page_rows``, leave out
+    ``properties``, or make a query of your own lighter.
+    """
 
 
 class RateLimitedError(ApiError):
-    """429.
+    """429: too many requests at once, in a minute or in an hour, or the quota of bytes is spent.
+
+    The connector waits as long as PostHog says, and where it does not say, from half a minute on, longer each
+    time. What still stands after ``max_attempts`` may be a spent quota, or others who use the team's three
+    places: look at PostHog's billing page, or run again later.
 
     Attributes:
         retry_after_s: Seconds to wait as PostHog says, or None when it does not say, which means that
@@ -113,7 +150,10 @@ class RateLimitedError(ApiError):
 
 
 class ServerError(ApiError):
-    """500, 502, 503 and their kin: PostHog's trouble, usually short."""
+    """500, 502, 503 and their kin: PostHog's trouble, usually short.
+
+    Run again later: what is committed stays. Raise ``max_attempts`` where it happens often.
+    """
 
     transient = True
 
@@ -125,35 +165,55 @@ class ServerError(ApiError):
 
 
 class LostQueryError(ApiError):
-    """PostHog no longer knows a query that runs in the background, or that one failed without a word."""
+    """PostHog no longer knows a query that runs in the background, or that one failed without a word.
+
+    Run again later: what is committed stays.
+    """
 
     transient = True
 
 
 class ConnectionFailedError(PosthogSourceError):
-    """No answer, or half of one."""
+    """No answer, or half of one.
+
+    Look at the network and at proxies between here and PostHog. Where answers are timed out on a slow line,
+    set a smaller ``page_rows`` or a longer ``query_timeout_s``.
+    """
 
     transient = True
 
 
 class UnreachableError(ConnectionFailedError):
-    """No connection at all: the host's name does not resolve, or nobody listens there."""
+    """No connection at all: the host's name does not resolve, or nobody listens there.
+
+    Check ``host``, and whether this machine may reach it.
+    """
 
     transient = True
 
 
 class UnreadableAnswerError(PosthogSourceError):
-    """A successful answer whose body is not the JSON that it should be."""
+    """A successful answer whose body is not the JSON that it should be.
+
+    Mostly something between here and PostHog has answered in its place, such as a proxy's login page: look at
+    ``host`` and at proxies. If it stays, please report it.
+    """
 
     transient = True
 
 
 class DeadlineError(PosthogSourceError):
-    """PostHog asks for a longer wait than ``wait_deadline_s`` leaves."""
+    """PostHog asks for a longer wait than ``wait_deadline_s`` leaves.
+
+    Run again later, or raise ``wait_deadline_s``. What is committed stays.
+    """
 
 
 class InterruptedRunError(PosthogSourceError):
-    """The request was given up on purpose: the run was interrupted, or its rows are wanted no more."""
+    """The request was given up on purpose: the run was interrupted, or its rows are wanted no more.
+
+    Run the same again to go on after the last commit.
+    """
 
 
 class ExactnessError(PosthogSourceError):
@@ -161,21 +221,35 @@ class ExactnessError(PosthogSourceError):
 
 
 class StaleAnswerError(ExactnessError):
-    """PostHog served its cache although live rows were asked for."""
+    """PostHog served its cache although live rows were asked for.
+
+    If it stays, something between here and PostHog keeps answers: have it let these through.
+    """
 
     transient = True
 
 
 class MissingRowsError(ExactnessError):
-    """Fewer rows arrived than PostHog counts, and asking again did not bring them."""
+    """Fewer rows arrived than PostHog counts, and asking again did not bring them.
+
+    The commit is not loaded. Run again later: PostHog's servers may not have had the same rows. If it stays,
+    please report it.
+    """
 
 
 class StuckCursorError(ExactnessError):
-    """A page's last row is not after the row that it should follow."""
+    """A page's last row is not after the row that it should follow.
+
+    Please report it, with the message.
+    """
 
 
 class UnexpectedAnswerError(ExactnessError):
-    """Columns, shapes or values that the table does not declare."""
+    """Columns, shapes or values that the table does not declare.
+
+    PostHog has changed, or a column of a query of your own holds different types: cast it there. Else please
+    report it, with the message.
+    """
 
 
 _MEANINGS: Mapping[int, tuple[type[ApiError], str]] = {
