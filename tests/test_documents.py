@@ -46,7 +46,7 @@ DOCUMENTS = sorted(
     for path in (*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), *ROOT.glob("docs/*/**/*.md"))
     if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
 )
-PIPELINES = sorted((ROOT / "pipelines").glob("*.py"))
+PIPELINES = sorted(path for path in (ROOT / "pipelines").glob("*.py") if "__main__" in path.read_text())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 TESTED_ELSEWHERE = {"airflow", "dagster", "destinations", "prefect", "schedulers", "visibility"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -21,10 +22,19 @@ import pytest
 from posthog_source import run_backfill
 from tests.conftest import NO_LIMITS, ROOT, Project, Server, Warehouse, add_events
 from tests.schedulers.environment import build_environment
+from tests.test_documents import blocks
 
 pytestmark = [pytest.mark.schedulers, pytest.mark.usefixtures("no_pipeline_stays_active")]
 
 DAGS = ROOT / "pipelines" / "airflow_dags.py"
+PAGE = (ROOT / "docs" / "airflow.md").read_text(encoding="utf-8")
+SET_UP = [
+    line
+    for block in blocks(PAGE, "sh")
+    for line in block.splitlines()
+    if re.search(r"variables|connect", line)
+]
+(BACKFILL,) = re.findall(r"airflow dags trigger posthog_backfill --conf '(.*)'", PAGE)
 VERSIONS = {"2.11": "apache-airflow>=2.11,<3", "3": "apache-airflow>=3.1,<4"}
 BESIDE = ("duckdb>=1.4,<2",)
 """This process reads what they write."""
@@ -194,9 +204,17 @@ def test_a_sync_loads_what_connection_and_variables_say_and_a_second_adds_nothin
 ) -> None:
     expected = sorted(add_events(project, 30, timestamp=[ago(hours=1 + n) for n in range(30)]))
     project.capture({"event": "signed up", "distinct_id": "anna", "properties": {"$set": {"plan": "free"}}})
-    where = {"AIRFLOW_VAR_POSTHOG_DATASET": "analytics"}
+    told = {
+        "eu": project.server.url,
+        "phx_…": project.api_key,
+        "postgres": "duckdb",
+        "posthog_data": "analytics",
+    }
+    told['{"project_id": 12345}'] = json.dumps({"project_id": project.id})
+    for command in SET_UP:
+        airflow.run(*(told.get(word, word) for word in shlex.split(command)))
 
-    states = airflow.test("posthog_sync", **connection(project), **where)
+    states = airflow.test("posthog_sync")
 
     assert states == dict.fromkeys(("sync_events", "sync_people", "sync_definitions"), "success")
     assert airflow.uuids("analytics") == expected
@@ -207,7 +225,10 @@ def test_a_sync_loads_what_connection_and_variables_say_and_a_second_adds_nothin
     )
     assert json.loads(report[0])["rows"] == 30
 
-    airflow.test("posthog_sync", **project.environment, **where)  # no connection: where dlt looks
+    airflow.run("airflow", "connections", "delete", "posthog_default")
+    keys = {"project_id": project.id, "api_key": project.api_key, "host": project.server.url}
+    secrets = "".join(f"{name} = {json.dumps(value)}\n" for name, value in keys.items())
+    airflow.test("posthog_sync", AIRFLOW_VAR_DLT_SECRETS_TOML=f"[sources.posthog]\n{secrets}")
 
     assert airflow.uuids("analytics") == expected
 
@@ -228,6 +249,15 @@ def test_a_sync_killed_and_run_again_on_an_empty_working_directory_adds_and_lose
     airflow.test("posthog_sync", **connection(project), **small)
 
     assert airflow.uuids() == expected
+
+
+def test_a_dag_that_waits_for_a_table_is_read(airflow: Airflow, tmp_path: Path) -> None:
+    if airflow.version == "2.11":
+        pytest.skip("The page shows the names of Airflow 3.")
+    (block,) = blocks(PAGE, "python")
+    (tmp_path / "waiting.py").write_text(block)
+
+    airflow.run("python", str(tmp_path / "waiting.py"))
 
 
 def test_a_wrong_key_fails_at_once_in_one_line(airflow: Airflow, project: Project) -> None:
@@ -310,7 +340,7 @@ def serial(large: Project, tmp_path_factory: pytest.TempPathFactory) -> tuple[An
 def test_a_mapped_backfill_equals_a_serial_one_and_is_compared_with_posthog(
     airflow: Airflow, large: Project, serial: tuple[Any, ...]
 ) -> None:
-    chosen = json.dumps({"from": START, "to": END, "rows_per_task": ROWS_PER_TASK})
+    chosen = json.dumps(json.loads(BACKFILL) | {"from": START, "to": END, "rows_per_task": ROWS_PER_TASK})
 
     states = airflow.test("posthog_backfill", "-c", chosen, **connection(large))
 
