@@ -21,10 +21,12 @@ from packaging.metadata import Metadata
 from packaging.specifiers import SpecifierSet
 
 import posthog_source
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Project, add_events, run_program
+from tests.test_documents import blocks
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PACKAGES = ("posthog_source", "posthog_emulator")
+PROJECTS = (ROOT / "docs" / "dlt-projects.md").read_text(encoding="utf-8")
 PRIVATE = (".dlt/secrets.toml", "posthog.duckdb", ".venv/pyvenv.cfg")
 """What lies about in a folder that somebody works in."""
 
@@ -177,6 +179,26 @@ def test_the_pythons_that_are_declared_are_all_that_may_install_it_up_to_the_new
     newest = int(PYTHONS[-1].removeprefix("3."))
 
     assert [f"3.{minor}" for minor in range(newest + 1) if f"3.{minor}" in allowed] == PYTHONS
+
+
+def test_the_code_works_when_it_is_copied_into_a_dlt_project(project: Project, tmp_path: Path) -> None:
+    add_events(project, 3)
+    (commands,) = blocks(PROJECTS, "sh")
+    copied = commands.replace("../posthog_source/", f"{ROOT}/")
+    subprocess.run(["sh", "-ec", copied], cwd=tmp_path, check=True, timeout=TIMEOUT_S)
+
+    where = run_program("-c", "import posthog_source; print(posthog_source.__file__)", cwd=tmp_path)
+    done = run_program("posthog_pipeline.py", "--tables", "events", cwd=tmp_path, project=project)
+
+    assert Path(where.stdout.strip()).is_relative_to(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "events: 3" in done.stdout
+
+
+def test_the_requirements_of_copied_code_are_the_packages() -> None:
+    (requirements,) = blocks(PROJECTS, "text")
+
+    assert requirements.splitlines() == PROJECT["dependencies"]
 
 
 @pytest.mark.package
