@@ -10,7 +10,11 @@ from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
+from posthog_emulator.hogql import parser
+from posthog_emulator.hogql.errors import HogQLError
 from posthog_emulator.hogql.functions import FUNCTIONS
 from tests.emulator.asking import START, add_events, answer, ask, column, last_read, refusal, rows
 from tests.emulator.conftest import Project, Server
@@ -328,6 +332,7 @@ def test_a_value_is_read_as_if_it_stood_in_the_text(project: Project) -> None:
     [
         ("SELECT FROM events", "hogql_syntax_error"),
         ("SELECT 'open", "hogql_syntax_error"),
+        ("SELECT 1 }", "hogql_syntax_error"),
         ("SELECT 1 SETTINGS max_threads = 1", "hogql_error"),
         ("SELECT nope FROM events", "hogql_query_error"),
         ("SELECT e.nope FROM events AS e", "hogql_query_error"),
@@ -599,6 +604,36 @@ def test_an_open_keyset_of_persons_reads_far_more_than_a_bounded_range(server: S
 
 
 # --- the parser
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT a, 'x' AS b, {0} FROM events WHERE a = {1} AND b IN ({0}, {2}, 'x')",
+        "SELECT count() FROM events WHERE timestamp > toDateTime64({0}, 6, {1}) ORDER BY {2}",
+        "SELECT {0} FROM events WHERE timestamp > now() - INTERVAL {1} AND properties[{2}] = 1",
+        "SELECT properties.`{0}`, {1} FROM events -- {2}",
+        "SELECT f'{0} {{{1}}}', {2}",
+        "SELECT {0} {1} FROM {2}",
+    ],
+)
+@given(
+    texts=st.lists(st.text() | st.sampled_from(["1 day", "x", "it''s", "''", r"\'"]), min_size=3, max_size=3)
+)
+@example(texts=["\\", "\\", "x"])
+@settings(deadline=None, max_examples=30)
+def test_a_tree_that_is_kept_is_the_parsers_own_whatever_stands_between_the_quotes(
+    query: str, texts: list[str]
+) -> None:
+    text = query.format(*(f"'{text}'" for text in texts))
+
+    try:
+        found = parser.parse_select(text)
+    except HogQLError as error:
+        found = {"message": str(error)}
+
+    own = json.loads(parser.ask_parser(text))
+    assert found == ({"message": own["message"]} if own.get("error") else own)
 
 
 def test_the_parsers_stand_in_leaves_a_real_posthog_sdk_alone() -> None:
