@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -277,18 +277,20 @@ class Warehouse:
         return self.pipeline.run(source.with_resources(*tables) if tables else source)
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
-        """Ask DuckDB; tables need no schema name."""
-        with self.pipeline.sql_client() as client:
-            return [tuple(row) for row in client.execute_sql(sql) or []]
+        """Ask DuckDB itself, since dlt's client takes 20 ms; tables need no schema name."""
+        with duckdb.connect(str(self.path / "warehouse.duckdb")) as connection:
+            connection.execute("SET TimeZone = 'UTC'")
+            with suppress(duckdb.CatalogException):  # nothing was loaded yet
+                connection.execute("SET search_path = 'posthog_data'")
+            return connection.execute(sql).fetchall()
 
     def counts(self) -> dict[str, int]:
         """Rows by table of the catalogue, for those that are there."""
         there = {name for (name,) in self.query("SELECT table_name FROM information_schema.tables")}
-        return {
-            table.name: int(self.query(f"SELECT count(*) FROM {table.name}")[0][0])
-            for table in TABLES
-            if table.name in there
-        }
+        counted = [
+            f"SELECT '{table.name}', count(*) FROM {table.name}" for table in TABLES if table.name in there
+        ]
+        return dict(self.query(" UNION ALL ".join(counted))) if counted else {}
 
     def uuids(self) -> list[str]:
         """Of all events, copies and all."""
