@@ -752,7 +752,7 @@ def _error_of(state: RetryCallState) -> BaseException | None:
 
 @lru_cache
 def _certificates(trust_env: bool) -> ssl.SSLContext:
-    """Whom to trust. To read them takes 25 ms, and each commit of a run has a client of its own."""
+    """Whom to trust: to read them takes 25 ms, and a process that runs more than once has many clients."""
     return httpx.create_ssl_context(trust_env=trust_env)
 
 

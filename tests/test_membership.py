@@ -349,12 +349,12 @@ def test_a_key_that_may_not_list_cohorts_is_told_which_scope_it_lacks(town: Town
 @pytest.mark.parametrize("days", [7.0, 0.0], ids=["as due", "all"])
 @pytest.mark.parametrize("is_kept", [True, False], ids=["kept", "wiped"])
 def test_cohorts_are_committed_in_groups_and_a_stop_costs_one_of_them(
-    town: Town, tmp_path: Path, is_kept: bool, days: float
+    town: Town, place: Warehouse, is_kept: bool, days: float
 ) -> None:
     small = {"people": PeopleConfig(sweep_every_days=days), "rows_per_commit": 10}
     reports: list[RunReport] = []
     while not reports or reports[-1].status == "budget_spent":
-        place = Warehouse.at(tmp_path)
+        place = Warehouse.at(place.path)
         if not is_kept:
             place.pipeline.drop()
         if reports:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -139,19 +138,19 @@ def test_a_person_who_comes_back_is_no_longer_marked_as_gone(town: Project, plac
 
 @pytest.mark.parametrize("is_kept", [True, False], ids=["kept", "wiped"])
 def test_a_sweep_that_stops_deletes_nobody_and_goes_on_where_it_was(
-    busy_project: Project, tmp_path: Path, is_kept: bool
+    busy_project: Project, place: Warehouse, is_kept: bool
 ) -> None:
     """Read in commits of about forty rows, one at a time."""
     busy_project.generate(events=10, persons=240, days=1, properties_bytes=10, nasty=False)
     small = {"people": PeopleConfig(page_rows=40, sweep_every_days=0), "rows_per_commit": 40}
-    sync(busy_project, Warehouse.at(tmp_path), *PEOPLE, **small)
+    sync(busy_project, place, *PEOPLE)
     before = true_persons(busy_project)
     victims = sorted(before)[::10]
     busy_project.control("POST", "delete/persons", person_ids=victims)
 
     reports: list[RunReport] = []
     while not reports or reports[-1].status == "budget_spent":
-        place = Warehouse.at(tmp_path)
+        place = Warehouse.at(place.path)
         if not is_kept:
             place.pipeline.drop()
         if reports:

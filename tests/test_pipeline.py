@@ -23,7 +23,7 @@ from posthog_source import EventsConfig, PeopleConfig, PosthogSourceError, find_
 from posthog_source.catalog import EVENTS
 from posthog_source.errors import MissingRowsError
 from posthog_source.tables import HogqlTable, RestTable
-from tests.conftest import PLAIN_EVENTS, PROJECT_TABLES, Project, Server, Warehouse, add_events
+from tests.conftest import NO_LIMITS, PLAIN_EVENTS, PROJECT_TABLES, Project, Server, Warehouse, add_events
 from tests.exact import EVENT_FIELDS, duckdb_cells
 
 SMALL = {"persons": 100, "days": 3, "properties_bytes": 200}
@@ -51,6 +51,24 @@ def product(project: Project) -> Project:
     return project
 
 
+@pytest.fixture(scope="module")
+def standing(server: Server) -> Project:
+    """As `product`, for all tests that only read of it."""
+    project = server.project(settings={"rate_limits": NO_LIMITS})
+    project.generate(events=3_000, end=ago(hours=1).isoformat(), **SMALL)
+    return project
+
+
+@pytest.fixture(scope="module")
+def nothing(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
+    """What all tables of an empty project make, to be looked at."""
+    project = server.project(settings={"rate_limits": NO_LIMITS})
+    with Warehouse.at(tmp_path_factory.mktemp("nothing")).held() as warehouse:
+        warehouse.sync(project)
+        warehouse.pipeline.deactivate()
+        yield warehouse
+
+
 def true_events(project: Project, where: str = "1") -> dict[str, tuple[Any, ...]]:
     """What ClickHouse holds until now, by uuid, with the changes that the README names."""
     cells = ", ".join(EVENT_FIELDS[name] for name in COMPARED)
@@ -75,52 +93,52 @@ def cause_of(failure: pytest.ExceptionInfo[BaseException]) -> str:
     return str(cause)
 
 
-def test_all_events_land_as_clickhouse_holds_them(product: Project, warehouse: Warehouse) -> None:
-    warehouse.sync(product, "events")
+def test_all_events_land_as_clickhouse_holds_them(standing: Project, warehouse: Warehouse) -> None:
+    warehouse.sync(standing, "events")
 
-    found, truth = loaded_events(warehouse), true_events(product)
+    found, truth = loaded_events(warehouse), true_events(standing)
     assert len(truth) > 2_900
     assert found == truth
     for _, _, _, _, _, _, properties, *_ in found.values():
         json.loads(properties)
 
 
-def test_all_people_land_as_clickhouse_holds_them(product: Project, warehouse: Warehouse) -> None:
-    warehouse.sync(product, "persons", "person_distinct_ids", "cohort_people")
+def test_all_people_land_as_clickhouse_holds_them(standing: Project, warehouse: Warehouse) -> None:
+    warehouse.sync(standing, "persons", "person_distinct_ids", "cohort_people")
 
     persons = warehouse.query("SELECT id, properties::text, is_identified, epoch_ms(created_at) FROM persons")
-    truth = product.persons(
+    truth = standing.persons(
         "toString(id), properties, toBool(is_identified), toUnixTimestamp64Milli(created_at)"
     )
     assert sorted(persons) == sorted(map(tuple, truth))
     owners = warehouse.query("SELECT distinct_id, person_id FROM person_distinct_ids")
-    assert len(owners) == len(product.person_ids())
-    assert dict(owners) == product.person_ids()
+    assert len(owners) == len(standing.person_ids())
+    assert dict(owners) == standing.person_ids()
     members = warehouse.query("SELECT cohort_id, person_id FROM cohort_people")
-    assert len(members) == len(product.members()) > 0
-    assert set(members) == product.members()
+    assert len(members) == len(standing.members()) > 0
+    assert set(members) == standing.members()
 
 
-def test_all_definitions_land_as_posthog_lists_them(product: Project, warehouse: Warehouse) -> None:
-    warehouse.sync(product, "cohorts", "insights")
+def test_all_definitions_land_as_posthog_lists_them(standing: Project, warehouse: Warehouse) -> None:
+    warehouse.sync(standing, "cohorts", "insights")
 
-    cohorts = product.get("cohorts/", limit=1000).json()["results"]
+    cohorts = standing.get("cohorts/", limit=1000).json()["results"]
     found = warehouse.query("SELECT id, name, count, is_static, filters::text FROM cohorts")
     assert sorted((n, name, count, static, json.loads(text)) for n, name, count, static, text in found) == (
         sorted((c["id"], c["name"], c["count"], c["is_static"], c["filters"]) for c in cohorts)
     )
-    insights = product.get("insights/", limit=1000, basic="true").json()["results"]
+    insights = standing.get("insights/", limit=1000, basic="true").json()["results"]
     found = warehouse.query("SELECT id, short_id, last_modified_at, query::text FROM insights")
     assert sorted((n, short_id, at, json.loads(text or "null")) for n, short_id, at, text in found) == sorted(
         (i["id"], i["short_id"], datetime.fromisoformat(i["last_modified_at"]), i["query"]) for i in insights
     )
 
 
-def test_a_second_run_adds_nothing(product: Project, warehouse: Warehouse) -> None:
-    warehouse.sync(product)
+def test_a_second_run_adds_nothing(standing: Project, warehouse: Warehouse) -> None:
+    warehouse.sync(standing)
     first, events = warehouse.counts(), loaded_events(warehouse)
 
-    warehouse.sync(product)
+    warehouse.sync(standing)
 
     assert set(first) == {table.name for table in PROJECT_TABLES}
     assert warehouse.counts() == first
@@ -234,46 +252,46 @@ def test_two_syncs_in_any_write_mode_hold_each_event_once(
     assert loaded_events(warehouse) == true_events(product)
 
 
-def test_a_write_mode_may_be_changed_between_syncs(product: Project, warehouse: Warehouse) -> None:
+def test_a_write_mode_may_be_changed_between_syncs(standing: Project, warehouse: Warehouse) -> None:
     for write_mode in ("window", "upsert", "window", "append"):
-        warehouse.sync(product, "events", events=EventsConfig(write_mode=write_mode))
+        warehouse.sync(standing, "events", events=EventsConfig(write_mode=write_mode))
 
-    assert loaded_events(warehouse) == true_events(product)
+    assert loaded_events(warehouse) == true_events(standing)
 
 
 def test_a_backfill_loads_its_window_and_leaves_the_cursor_alone(
-    product: Project, warehouse: Warehouse
+    standing: Project, warehouse: Warehouse
 ) -> None:
-    warehouse.sync(product, "events", start_date=ago(days=1))
+    warehouse.sync(standing, "events", start_date=ago(days=1))
     resources = warehouse.pipeline.state["sources"]["posthog"]["resources"]
     state = json.loads(json.dumps(resources["events"], default=str))
 
     start, end = ago(days=3), ago(days=2)
-    warehouse.sync(product, "events", start_date=start, end_date=end)
+    warehouse.sync(standing, "events", start_date=start, end_date=end)
 
     resources = warehouse.pipeline.state["sources"]["posthog"]["resources"]
     assert json.loads(json.dumps(resources["events"], default=str)) == state
     in_backfill = f"timestamp >= '{start:%Y-%m-%d %H:%M:%S.%f}' AND timestamp < '{end:%Y-%m-%d %H:%M:%S.%f}'"
-    expected = true_events(product, in_backfill)
+    expected = true_events(standing, in_backfill)
     assert len(expected) > 100
     assert expected.items() <= loaded_events(warehouse).items()
     before = {row[2] for row in loaded_events(warehouse).values() if row[2] < f"{start:%Y-%m-%d %H:%M:%S.%f}"}
     assert before == set()
 
 
-def test_a_backfill_over_loaded_days_adds_nothing(product: Project, warehouse: Warehouse) -> None:
-    warehouse.sync(product, "events")
+def test_a_backfill_over_loaded_days_adds_nothing(standing: Project, warehouse: Warehouse) -> None:
+    warehouse.sync(standing, "events")
 
-    warehouse.sync(product, "events", start_date=ago(days=2), end_date=ago(days=1))
+    warehouse.sync(standing, "events", start_date=ago(days=2), end_date=ago(days=1))
 
-    assert loaded_events(warehouse) == true_events(product)
+    assert loaded_events(warehouse) == true_events(standing)
 
 
-def test_a_start_date_leaves_out_what_is_before_it(product: Project, warehouse: Warehouse) -> None:
+def test_a_start_date_leaves_out_what_is_before_it(standing: Project, warehouse: Warehouse) -> None:
     start = ago(days=1)
-    warehouse.sync(product, "events", start_date=start.isoformat())
+    warehouse.sync(standing, "events", start_date=start.isoformat())
 
-    assert loaded_events(warehouse) == true_events(product, f"timestamp >= '{start:%Y-%m-%d %H:%M:%S.%f}'")
+    assert loaded_events(warehouse) == true_events(standing, f"timestamp >= '{start:%Y-%m-%d %H:%M:%S.%f}'")
 
 
 def test_two_projects_in_one_dataset_leave_each_others_rows_alone(
@@ -285,8 +303,9 @@ def test_two_projects_in_one_dataset_leave_each_others_rows_alone(
     ours.sync(product)
     theirs.sync(other)
     add_events(product, 1, uuid=uuids(1, 1), timestamp=[ago(minutes=20)])
-    ours.sync(product)
-    theirs.sync(other)
+    compared = ("events", "persons", "person_distinct_ids", "cohorts", "cohort_people", "insights")
+    ours.sync(product, *compared)
+    theirs.sync(other, *compared)
 
     both = dict(ours.query("SELECT project_id, count(DISTINCT uuid) FROM events GROUP BY ALL"))
     assert both == {product.id: len(true_events(product)), other.id: len(true_events(other))}
@@ -333,11 +352,11 @@ def test_the_projects_timezone_changes_nothing(server: Server, tmp_path: Path) -
     for zone in ("UTC", "America/New_York"):
         project = server.project(timezone=zone)
         project.generate(events=2_000, end=ago(hours=1).isoformat()[:19] + "+00:00", seed=7, **SMALL)
-        warehouse = Warehouse.at(tmp_path / zone.replace("/", "_"))
-        warehouse.sync(project, "events", "persons")
-        warehouse.sync(project, "events", "persons")
-        assert loaded_events(warehouse) == true_events(project)
-        found.append(sorted(loaded_events(warehouse)))
+        with Warehouse.at(tmp_path / zone.replace("/", "_")).held() as warehouse:
+            warehouse.sync(project, "events", "persons")
+            warehouse.sync(project, "events", "persons")
+            assert loaded_events(warehouse) == true_events(project)
+            found.append(sorted(loaded_events(warehouse)))
     assert len(found[0]) > 1_900
 
 
@@ -375,12 +394,10 @@ def test_what_warehouses_refuse_becomes_the_replacement_character(
     assert (event, who) == ("nul \ufffd name", "who\ufffd")
 
 
-def test_an_empty_project_gives_empty_tables_with_types(project: Project, warehouse: Warehouse) -> None:
-    warehouse.sync(project)
-
-    assert warehouse.counts() == dict.fromkeys([table.name for table in PROJECT_TABLES], 0)
+def test_an_empty_project_gives_empty_tables_with_types(nothing: Warehouse) -> None:
+    assert nothing.counts() == dict.fromkeys([table.name for table in PROJECT_TABLES], 0)
     types = dict(
-        warehouse.query("SELECT table_name || '.' || column_name, data_type FROM information_schema.columns")
+        nothing.query("SELECT table_name || '.' || column_name, data_type FROM information_schema.columns")
     )
     expected = {
         "timestamp": "TIMESTAMP WITH TIME ZONE",
@@ -547,7 +564,7 @@ def test_the_official_sdk_captures_identifies_and_aliases_and_it_arrives(
     )
     sdk.shutdown()
 
-    warehouse.sync(project)
+    warehouse.sync(project, "events", "persons", "person_distinct_ids")
 
     events = warehouse.query("SELECT event, distinct_id, properties->>'path' FROM events")
     assert ("$pageview", "visitor-1", "/") in events
@@ -561,7 +578,7 @@ def test_the_official_sdk_captures_identifies_and_aliases_and_it_arrives(
 
 
 def test_the_person_of_an_event_is_the_one_at_ingestion_unless_the_current_one_is_asked_for(
-    server: Server, project: Project, tmp_path: Path
+    project: Project, tmp_path: Path
 ) -> None:
     """Two persons become one: the events of the one merged away keep its id, or follow it."""
     then = ago(minutes=30).isoformat()
@@ -576,12 +593,12 @@ def test_the_person_of_an_event_is_the_one_at_ingestion_unless_the_current_one_i
     )
     found = {}
     for person_id in ("ingested", "current"):
-        warehouse = Warehouse.at(tmp_path / person_id)
-        warehouse.sync(project, "events", "person_distinct_ids", events=EventsConfig(person_id=person_id))
-        found[person_id] = dict(
-            warehouse.query("SELECT distinct_id, person_id FROM events WHERE event = 'hello'")
-        )
-        now = dict(warehouse.query("SELECT distinct_id, person_id FROM person_distinct_ids"))
+        with Warehouse.at(tmp_path / person_id).held() as warehouse:
+            warehouse.sync(project, "events", "person_distinct_ids", events=EventsConfig(person_id=person_id))
+            found[person_id] = dict(
+                warehouse.query("SELECT distinct_id, person_id FROM events WHERE event = 'hello'")
+            )
+            now = dict(warehouse.query("SELECT distinct_id, person_id FROM person_distinct_ids"))
         assert now["ada"] == now["bob"]
 
     assert found["ingested"] == people
@@ -589,17 +606,17 @@ def test_the_person_of_an_event_is_the_one_at_ingestion_unless_the_current_one_i
 
 
 def test_person_properties_as_stored_on_the_event_come_when_asked_for(
-    product: Project, warehouse: Warehouse
+    standing: Project, warehouse: Warehouse
 ) -> None:
-    warehouse.sync(product, "events", events=EventsConfig(person_properties=True))
+    warehouse.sync(standing, "events", events=EventsConfig(person_properties=True))
 
     found = dict(warehouse.query("SELECT uuid, person_properties::text FROM events"))
-    truth = product.events("toString(uuid), person_properties", "timestamp < now()")
+    truth = standing.events("toString(uuid), person_properties", "timestamp < now()")
     assert found == dict(truth)
 
 
 def test_plain_files_are_appended_to_with_a_warning_and_snapshots_are_replaced(
-    product: Project, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    standing: Project, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pipeline = dlt.pipeline(
         "files",
@@ -608,37 +625,31 @@ def test_plain_files_are_appended_to_with_a_warning_and_snapshots_are_replaced(
         dataset_name="posthog_data",
     )
     for _ in range(2):
-        pipeline.run(posthog_source(**product.credentials), loader_file_format="parquet")
+        pipeline.run(posthog_source(**standing.credentials), loader_file_format="parquet")
 
     def rows(table: str) -> list[dict[str, Any]]:
         files = sorted((tmp_path / "files" / "posthog_data" / table).glob("*.parquet"))
         return [row for file in files for row in pq.read_table(file).to_pylist()]
 
-    assert sorted(row["uuid"] for row in rows("events")) == sorted(true_events(product))
-    assert len(rows("persons")) == len(product.persons("id"))
-    assert {row["distinct_id"] for row in rows("person_distinct_ids")} == set(product.person_ids())
+    assert sorted(row["uuid"] for row in rows("events")) == sorted(true_events(standing))
+    assert len(rows("persons")) == len(standing.persons("id"))
+    assert {row["distinct_id"] for row in rows("person_distinct_ids")} == set(standing.person_ids())
     assert any("cannot replace rows, so they are appended" in message for message in caplog.messages)
 
 
-def test_every_table_and_column_is_described_in_the_schema(project: Project, warehouse: Warehouse) -> None:
-    warehouse.sync(project)
-
-    tables = warehouse.pipeline.default_schema.tables
+def test_every_table_and_column_is_described_in_the_schema(nothing: Warehouse) -> None:
+    tables = nothing.pipeline.default_schema.tables
     for table in PROJECT_TABLES:
         assert tables[table.name].get("description") == table.description
         for column in (PLAIN_EVENTS if table is EVENTS else table).columns:
             assert tables[table.name]["columns"][column.name].get("description") == column.description
 
 
-def test_nothing_is_added_to_the_tables_but_what_the_catalogue_names(
-    project: Project, warehouse: Warehouse
-) -> None:
-    warehouse.sync(project)
-
+def test_nothing_is_added_to_the_tables_but_what_the_catalogue_names(nothing: Warehouse) -> None:
     for table in (PLAIN_EVENTS, *PROJECT_TABLES[1:]):
         names = [
             name
-            for (name,) in warehouse.query(
+            for (name,) in nothing.query(
                 f"SELECT column_name FROM information_schema.columns WHERE table_name = '{table.name}'"
                 " AND table_schema = 'posthog_data' ORDER BY ordinal_position"
             )
@@ -681,12 +692,12 @@ class Totals(Collector):
         pass
 
 
-def test_progress_knows_the_total_before_the_rows(product: Project, tmp_path: Path) -> None:
+def test_progress_knows_the_total_before_the_rows(standing: Project, tmp_path: Path) -> None:
     seen = Totals()
     warehouse = Warehouse.at(tmp_path, progress=seen)
     tables = ("events", "persons", "person_distinct_ids", "cohort_people")
 
-    warehouse.sync(product, *tables)
+    warehouse.sync(standing, *tables)
 
     for table, rows in warehouse.counts().items():
         copies = 50 if table == "events" else 0  # not merged yet
@@ -694,8 +705,8 @@ def test_progress_knows_the_total_before_the_rows(product: Project, tmp_path: Pa
         assert seen.rows[table] == rows
 
 
-def test_pages_rows_and_bytes_are_told_as_dlt_metrics(product: Project, warehouse: Warehouse) -> None:
-    warehouse.sync(product, "events", "persons", events=EventsConfig(page_rows=1_000))
+def test_pages_rows_and_bytes_are_told_as_dlt_metrics(standing: Project, warehouse: Warehouse) -> None:
+    warehouse.sync(standing, "events", "persons", events=EventsConfig(page_rows=1_000))
 
     trace = warehouse.pipeline.last_trace
     assert trace is not None
@@ -782,10 +793,11 @@ def refusals(server: Server, project: Project) -> dict[str, tuple[dict[str, Any]
         "revoked": ({"api_key": revoked}, ("401", "revoked", "region")),
         "another project": ({"api_key": elsewhere.api_key}, ("403", f"ID {project.id}")),
         "no such project": ({"project_id": 987_654}, ("404", "project_id")),
-        "project token": ({"api_key": project.token}, ("phc_", "SOURCES__POSTHOG__API_KEY")),
+        "project token": ({"api_key": project.token}, ("phc_", "phx_", "SOURCES__POSTHOG__API_KEY")),
         "no key": ({"api_key": None}, ("api_key is not set", "SOURCES__POSTHOG__API_KEY")),
         "no project": ({"project_id": None}, ("project_id is not set", "SOURCES__POSTHOG__PROJECT_ID")),
         "capture host": ({"host": "https://us.i.posthog.com"}, ("host", "'us'")),
+        "its other": ({"host": "https://eu.i.posthog.com"}, ("host", "'eu'")),
         "order": ({"start_date": "2026-02-01", "end_date": "2026-01-01"}, ("start_date", "end_date")),
     }
 
@@ -794,16 +806,16 @@ def refusals(server: Server, project: Project) -> dict[str, tuple[dict[str, Any]
     "case",
     [
         *("scope", "no scope", "revoked", "another project", "no such project", "project token"),
-        *("no key", "no project", "capture host", "order"),
+        *("no key", "no project", "capture host", "its other", "order"),
     ],
 )
 def test_what_cannot_work_is_one_line_and_nothing_is_loaded(
-    server: Server, product: Project, warehouse: Warehouse, case: str
+    server: Server, standing: Project, warehouse: Warehouse, case: str
 ) -> None:
-    settings, words = refusals(server, product)[case]
+    settings, words = refusals(server, standing)[case]
 
     with pytest.raises((PosthogSourceError, PipelineStepFailed)) as failure:
-        warehouse.sync(product, **settings)
+        warehouse.sync(standing, **settings)
 
     line = cause_of(failure)
     assert "\n" not in line
@@ -811,11 +823,11 @@ def test_what_cannot_work_is_one_line_and_nothing_is_loaded(
     assert not (warehouse.path / "warehouse.duckdb").exists() or warehouse.counts() == {}
 
 
-def test_ids_of_two_runs_are_never_the_same(product: Project, warehouse: Warehouse) -> None:
+def test_ids_of_two_runs_are_never_the_same(standing: Project, warehouse: Warehouse) -> None:
     """PostHog may answer a used id with its old result."""
-    warehouse.sync(product, "events")
-    warehouse.sync(product, "events")
+    warehouse.sync(standing, "events")
+    warehouse.sync(standing, "events")
 
-    ids = [request["client_query_id"] for request in product.requests()]
+    ids = [request["client_query_id"] for request in standing.requests()]
     assert len(set(ids)) == len(ids) > 4
     assert all(uuid.UUID(one).version == 4 for one in ids)

@@ -272,16 +272,16 @@ def test_a_backfill_beside_a_sync_leaves_its_state_alone_and_reads_all_its_event
 
 @pytest.mark.parametrize("folder", ["kept", "wiped"])
 def test_a_stopped_backfill_goes_on_and_a_finished_one_reads_again(
-    busy_project: Project, tmp_path: Path, folder: str
+    busy_project: Project, place: Warehouse, folder: str
 ) -> None:
     expected = four_days(busy_project)
     busy_project.faults("query", {"pass": True, "times": 2}, {"status": 402})  # count and page, and no more
     with pytest.raises(Exception, match="402"):
-        backfill(busy_project, Warehouse.at(tmp_path))
+        backfill(busy_project, place)
     busy_project.forget_requests()
     if folder == "wiped":
-        shutil.rmtree(tmp_path / "pipelines")
-    place = Warehouse.at(tmp_path)
+        shutil.rmtree(place.path / "pipelines")
+    place = Warehouse.at(place.path)
 
     assert backfill(busy_project, place).status == "done"
 
