@@ -33,12 +33,14 @@ ERROR_CLASSES = (
 )
 PACKAGES = ("posthog", "posthog.hogql", ERRORS_MODULE)
 
-QUOTED = re.compile("'((?:[^']|'')*)'")
+QUOTED = re.compile("""`[^`]*`|"[^"]*"|'((?:[^']|'')*)'""")
+"""Names, and texts as the group."""
+
 PLAIN = re.compile(r"[^\x00-\x1f']+")
 """What between quotes means just itself."""
 
-UNSURE = re.compile(r"""[\\`"{}#]|--|/\*|//""")
-"""Where a quote may not begin a text: escapes, quoted names, templates, comments."""
+UNSURE = re.compile(r"[\\#]|--|/\*|//|f'", re.IGNORECASE)
+"""Where a quote may be another's: escapes, comments, templates."""
 
 BLANK = re.compile('"blank \ue000([0-9]+)"')
 """A blank as it stands in a tree."""
@@ -80,7 +82,7 @@ def _blank_out(text: str) -> tuple[str, list[str]]:
     texts: list[str] = []
 
     def blank(quoted: re.Match[str]) -> str:
-        if not PLAIN.fullmatch(quoted[1]):
+        if not PLAIN.fullmatch(quoted[1] or ""):
             return quoted[0]
         texts.append(quoted[1])
         return f"'blank \ue000{len(texts) - 1}'"

@@ -613,6 +613,7 @@ def test_an_open_keyset_of_persons_reads_far_more_than_a_bounded_range(server: S
         "SELECT count() FROM events WHERE timestamp > toDateTime64({0}, 6, {1}) ORDER BY {2}",
         "SELECT {0} FROM events WHERE timestamp > now() - INTERVAL {1} AND properties[{2}] = 1",
         "SELECT properties.`{0}`, {1} FROM events -- {2}",
+        'SELECT properties."{0}", {{a}}, {1} FROM events AS `{2}` WHERE a = {{b}}',
         "SELECT f'{0} {{{1}}}', {2}",
         "SELECT {0} {1} FROM {2}",
     ],
