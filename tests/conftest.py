@@ -42,8 +42,11 @@ PROJECT_TABLES = tuple(t for t in TABLES if not (isinstance(t, RestTable) and t.
 """What a key that is restricted to a project may read."""
 
 PLAIN_EVENTS = EVENTS.without({"person_properties"})
-SLOWEST = ("test_kill", "test_people_month", "test_storm", "test_benchmarks", "test_runs", "test_month")
-"""Files of tests that take minutes, the longest first: begun last, they would end alone."""
+SLOWEST = (
+    *("test_kill", "test_people_month", "test_storm", "test_benchmarks", "test_month"),
+    *("test_pipeline", "test_runs", "test_people", "test_membership", "test_changing", "test_pagination"),
+)
+"""Files of tests that take longest, in that order: begun last, they would end alone."""
 
 POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
 """Where Debian keeps a server's programs."""
