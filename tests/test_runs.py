@@ -291,6 +291,27 @@ def test_a_stopped_backfill_goes_on_and_a_finished_one_reads_again(
     assert place.uuids() == expected
 
 
+def test_backfills_by_pipelines_of_different_names_stage_their_rows_apart(
+    busy_project: Project, place: Warehouse
+) -> None:
+    """Such as partitions of a scheduler, each in a process of its own."""
+    expected = four_days(busy_project)
+    sync(busy_project, place)
+    one, two = Warehouse.at(place.path, "one"), Warehouse.at(place.path, "two")
+    busy_project.faults("query", {"pass": True, "times": 2}, {"status": 402})  # count and page, and no more
+    with pytest.raises(Exception, match="402"):
+        backfill(busy_project, one)
+    staged = {name for name in schemas(place) if "staging" in name}
+
+    backfill(busy_project, two)
+
+    assert staged
+    assert {name for name in schemas(place) if "staging" in name} == staged
+    assert backfill(busy_project, one).status == "done"
+    assert {name for name in schemas(place) if "staging" in name} == set()
+    assert place.uuids() == expected
+
+
 @pytest.mark.parametrize("parallel", [2, 3])
 def test_a_parallel_backfill_gives_the_table_of_a_plain_one(
     busy_project: Project, place: Warehouse, parallel: int
