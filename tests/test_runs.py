@@ -369,6 +369,24 @@ def test_a_sync_and_a_backfill_may_run_at_once(busy_project: Project, tmp_path: 
     assert [report.rows for report in reports] == [20, 20]
 
 
+def test_backfills_of_several_windows_may_run_at_once_in_threads(
+    busy_project: Project, place: Warehouse
+) -> None:
+    """As a scheduler's tasks do, each with a pipeline of its own; the second time, all rows are replaced."""
+    expected = four_days(busy_project)
+
+    def backfill_day(number: int) -> RunReport:
+        day = START + number * DAY
+        own = Warehouse.at(place.path, f"day_{number}").pipeline
+        return run_backfill(own, day, day + DAY, rows_per_commit=3, **busy_project.credentials)
+
+    for _ in range(2):
+        with ThreadPoolExecutor(3) as threads:
+            reports = list(threads.map(backfill_day, range(4)))
+        assert [report.rows for report in reports] == [5, 5, 5, 5]
+        assert place.uuids() == expected
+
+
 def test_backfills_of_two_projects_in_one_dataset_leave_each_others_rows_alone(
     server: Server, busy_project: Project, place: Warehouse
 ) -> None:
