@@ -18,6 +18,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import dlt
+from dlt.common import json
+from dlt.common.schema import Schema
 from dlt.dataset.utils import get_destination_clients
 from dlt.sources import DltSource
 
@@ -172,6 +174,8 @@ class _Run:
     def commit_all(self, budget: Budget) -> None:
         """Commits until nothing is left to read or the budget is spent."""
         _recover(self.pipeline)
+        if self.report.kind == "backfill":
+            _learn_tables(self.pipeline, self.source)
         for names in _phases(self.source.selected_resources):
             left = names
             while left:
@@ -342,6 +346,19 @@ def _recover(pipeline: dlt.Pipeline) -> None:
         pipeline.run()
 
 
+def _learn_tables(pipeline: dlt.Pipeline, source: DltSource) -> None:
+    """Lets a source know what others have loaded: what it stores is all that is known of their tables then.
+
+    dlt keeps one newest schema by a source's name, whichever pipeline stored it (dlt 1.31).
+    """
+    client: Any = pipeline.destination_client()
+    with _loading, client:
+        found = client.get_stored_schema(source.schema.name) if client.is_storage_initialized() else None
+    if found is not None:
+        for table in Schema.from_stored_schema(json.loads(found.schema)).data_tables():
+            source.schema.update_table(table)
+
+
 def _commit(
     pipeline: dlt.Pipeline, source: DltSource, is_stopped: threading.Event | None = None
 ) -> dict[str, dict[str, float]]:
@@ -372,7 +389,8 @@ def _beside(pipeline: dlt.Pipeline, suffix: str) -> dlt.Pipeline:
     config = client.config
     # By themselves, some destinations derive where they are from the pipeline's name.
     known = {"credentials": config.credentials, "bucket_url": getattr(config, "bucket_url", None)}
-    params = destination.config_params | {name: value for name, value in known.items() if value}
+    given = destination.caps_params | destination.config_params
+    params = given | {name: value for name, value in known.items() if value}
     name = f"{pipeline.pipeline_name}_{suffix}"
     if hasattr(config, "staging_dataset_name_layout"):
         # By the whole name: workers elsewhere may load other ranges into this dataset meanwhile.

@@ -242,6 +242,21 @@ def test_a_repair_reads_and_replaces_the_day_that_differs_and_no_other(
     assert cursor(copied.path / "warehouse.duckdb") == cursor(before)
 
 
+def test_after_a_backfill_the_other_tables_are_compared_too(server: Server, tmp_path: Path) -> None:
+    """dlt keeps the newest schema by the source's name, and a backfill is a pipeline of its own."""
+    project = server.project(settings={"rate_limits": NO_LIMITS})
+    four_days(project)
+    project.rows("person", id=[uuid_of(n) for n in range(9)], version=[0] * 9)
+    with Warehouse.at(tmp_path).held() as warehouse:
+        warehouse.sync(project, "events", "persons")
+        run_backfill(warehouse.pipeline, START, END, **project.credentials)
+
+        found = compare(project, warehouse, tables=["events", "persons"])
+
+    assert found.is_equal
+    assert [row.warehouse_rows for row in found.rows if row.table == "persons"] == [9]
+
+
 def cursor(database: Path) -> Any:
     """What the pipeline that syncs remembers of events, as the warehouse has it."""
     pipeline = dlt.pipeline(
