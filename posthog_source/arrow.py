@@ -335,10 +335,20 @@ def _item_text(value: object, kind: Kind) -> str | None:
 
 
 def _stored(value: object, kind: Kind) -> object:
-    """JSON columns may come back as objects, uuids as such."""
-    if value is None or kind not in ("text", "uuid", "json"):
-        return value
-    return _item_text(value, "json") if kind == "json" and not isinstance(value, str) else str(value)
+    """JSON may come back as objects, uuids as such, truth as 0 and 1, times as text."""
+    if value is None:
+        return None
+    match kind:
+        case "json" if not isinstance(value, str):
+            return _item_text(value, "json")
+        case "text" | "uuid" | "json":
+            return str(value)
+        case "bool":
+            return bool(value)
+        case "timestamp" if isinstance(value, str):
+            return datetime.fromisoformat(value)
+        case _:
+            return value
 
 
 def _cell_text(cell: object) -> str | None:

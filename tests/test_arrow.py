@@ -20,6 +20,7 @@ from posthog_source.arrow import (
     parse_instant,
     read_answer,
     schema_of,
+    stored_to_table,
     to_table,
 )
 from posthog_source.catalog import TABLES
@@ -578,3 +579,17 @@ def test_the_cursor_is_the_last_row_of_a_page() -> None:
         UUID_TEXT.replace("0190", "0000"),
         2,
     )
+
+
+def test_rows_that_a_warehouse_without_such_types_hands_back_are_the_same_again() -> None:
+    """SQLite has neither times nor truth, MySQL no zones, Postgres hands JSON back as objects."""
+    at = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
+    same = {"project_id": 1, "uuid": "u", "name": "n", "at": at, "number": 2, "ratio": 0.5, "flag": True}
+    same["document"] = '{"a":1}'
+    kept = tuple(same.values())
+    bare = (1, "u", "n", str(at.replace(tzinfo=None)), 2, 0.5, 1, {"a": 1})
+    nothing = (1, "u", *[None] * 6)
+
+    found = stored_to_table([kept, bare, nothing], ALL_KINDS).to_pylist()
+
+    assert found == [same, same, dict(zip(same, nothing, strict=True))]
