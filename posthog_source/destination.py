@@ -12,19 +12,22 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
-from typing import Any
+from functools import cache
+from typing import Any, cast
 from uuid import UUID
 
 import dlt
 import pyarrow as pa
 from dlt.common.configuration.container import Container
+from dlt.common.configuration.utils import serialize_value
 from dlt.common.data_writers.escape import format_datetime_literal
-from dlt.common.destination import Destination
+from dlt.common.destination import Destination, TLoaderFileFormat
 from dlt.common.destination.capabilities import DestinationCapabilitiesContext
 from dlt.common.pipeline import PipelineContext
 from dlt.common.schema.typing import TDeleteInsertStrategyDict, TTableSchemaColumns
 from dlt.destinations.exceptions import DatabaseUndefinedRelation, DestinationConnectionError
 from dlt.sources import DltResource
+from sqlglot import exp
 
 from posthog_source.arrow import schema_of
 from posthog_source.client import Client
@@ -39,8 +42,12 @@ from posthog_source.windows import Window
 JSON_DESTINATIONS = ("duckdb", "motherduck", "ducklake", "postgres")
 """Where a json column loads as JSON from Arrow; elsewhere it fails or lands as a string (dlt.md 2.4)."""
 
-CASELESS_DESTINATIONS = ("mssql", "synapse", "fabric", "sqlalchemy")
-"""Where 'a' may equal 'A' by default, so that a merge cannot tell events by their names."""
+CASELESS_DESTINATIONS = ("mssql", "synapse", "fabric")
+CASELESS_DIALECTS = ("mysql", "tsql")
+"""Where 'a' may equal 'A' by default, so that a merge cannot tell rows by texts; the latter by SQLAlchemy."""
+
+EXACT_COLLATIONS = ("nopad_bin", "0900_bin")
+"""Ends of names of those of MySQL and MariaDB that tell case and spaces at the end, too."""
 
 NOTHING = "1 = 0"
 """A scope that deletes nothing."""
@@ -104,8 +111,13 @@ def destination_of(pipeline: dlt.Pipeline) -> Destination[Any, Any]:
 
 
 def can_merge(caps: DestinationCapabilitiesContext) -> bool:
-    """Whether rows can be replaced: plain files name other strategies, yet can only grow (dlt.md 3.2)."""
-    return "delete-insert" in (caps.supported_merge_strategies or ())
+    """Whether rows can be replaced: files cannot, Athena's tables neither unless they are Iceberg's."""
+    strategies = caps.supported_merge_strategies or ()
+    if caps.merge_strategies_selector:
+        table_format = caps.preferred_table_format
+        table: Any = {"table_format": table_format} if table_format else {}
+        strategies = caps.merge_strategies_selector(strategies, table_schema=table)
+    return "delete-insert" in strategies
 
 
 @contextmanager
@@ -216,54 +228,92 @@ class Target:
 
     def is_project(self, project_id: int) -> str:
         """SQL condition of a project's rows: several projects may share a dataset."""
-        return f"{self._column('project_id')} = {project_id}"
+        return f"{self._name('project_id')} = {project_id}"
 
     def in_window(self, column: str, window: Window) -> str:
         """SQL condition of the rows in a window."""
-        name = self._column(column)
+        name = self._name(column)
         return f"{name} >= {self._instant(window.start)} AND {name} < {self._instant(window.end)}"
 
     @property
     def tells_case(self) -> bool:
         """Whether texts that differ in case differ here."""
-        return self.destination not in CASELESS_DESTINATIONS
+        if self.destination != "sqlalchemy" or self.caps.sqlglot_dialect not in CASELESS_DIALECTS:
+            return self.destination not in CASELESS_DESTINATIONS
+        text: Any = self.caps.get_type_mapper().to_destination_type({"name": "", "data_type": "text"}, {})
+        return str(getattr(text, "collation", None)).endswith(EXACT_COLLATIONS)
 
     def is_named(self, column: str, names: Iterable[str]) -> str:
         """SQL condition of the rows with one of those texts."""
-        literal = self.caps.escape_literal
-        texts = ", ".join(str(literal(name)) for name in names).replace("{", "{{").replace("}", "}}")
-        return f"{self._column(column)} IN ({texts})"
+        texts = ", ".join(self._text(name) for name in names).replace("{", "{{").replace("}", "}}")
+        return f"{self._name(column)} IN ({texts})"
 
     def is_number(self, column: str, numbers: Iterable[int]) -> str:
         """SQL condition of the rows with one of those numbers, of which there is one at least."""
-        return f"{self._column(column)} IN ({', '.join(str(int(number)) for number in numbers)})"
+        return f"{self._name(column)} IN ({', '.join(str(int(number)) for number in numbers)})"
 
     def is_before(self, column: str, at: datetime) -> str:
         """SQL condition of the rows whose time is earlier."""
-        return f"{self._column(column)} < {self._instant(at)}"
+        return f"{self._name(column)} < {self._instant(at)}"
 
     def is_at_least(self, column: str, value: Cell) -> str:
         """SQL condition of the rows with that date, time or number, or a larger one."""
         if isinstance(value, datetime):
             literal = self._instant(value)
         else:
-            literal = str(self.caps.escape_literal(value) if isinstance(value, date) else value)
-        return f"{self._column(column)} >= {literal}"
+            literal = self._text(value.isoformat()) if isinstance(value, date) else str(value)
+        return f"{self._name(column)} >= {literal}"
 
     def is_null(self, column: str) -> str:
         """SQL condition of the rows that have no value there."""
-        return f"{self._column(column)} IS NULL"
+        return f"{self._name(column)} IS NULL"
 
     def is_one_of(self, column: str, uuids: Iterable[str]) -> str:
         """SQL condition of the rows with those uuids, which are checked to be such."""
-        return f"{self._column(column)} IN ({', '.join(repr(str(UUID(uuid))) for uuid in uuids)})"
+        return f"{self._name(column)} IN ({', '.join(repr(str(UUID(uuid))) for uuid in uuids)})"
+
+    def _by_key(self, disposition: Any) -> Any:
+        """The disposition, or the one that Athena has where rows are replaced by keys of several columns."""
+        replaces_by_key = isinstance(disposition, dict) and "destination_scope" not in disposition
+        return (
+            self.disposition("upsert", "")
+            if self.destination == "athena" and replaces_by_key
+            else disposition
+        )
+
+    @property
+    def _file_format(self) -> TLoaderFileFormat | None:
+        """Told where dlt 1.31's choice loses something, unless a person has chosen.
+
+        Postgres reads empty texts in CSV as null, and through ADBC no Parquet without rows.
+        """
+        if self.destination != "postgres":
+            return None
+        chosen = dlt.current.resource().compute_table_schema().get("file_format")
+        return cast("TLoaderFileFormat", chosen or "insert_values")
 
     def _instant(self, at: datetime) -> str:
         own = self.caps.format_datetime_literal
-        return str((format_datetime_literal if own is None else own)(at, 6))
+        spell = format_datetime_literal if own is None else own
+        # Without zones, SQLite compares texts: one with an offset is larger than the same without.
+        return str(spell(at, 6, no_tz=not self.caps.supports_tz_aware_datetime))
 
-    def _column(self, name: str) -> str:
-        return "{table}." + self.caps.escape_identifier(self.caps.casefold_identifier(name))
+    def _text(self, text: str) -> str:
+        """A literal, of sqlglot's making where dlt 1.31 knows none (Snowflake, Athena, SQLAlchemy)."""
+        own = self.caps.escape_literal
+        if own is not None and own is not serialize_value:
+            return str(own(text))
+        literal = exp.Literal.string(text).sql(dialect=self.caps.sqlglot_dialect)
+        return (
+            literal.replace(":", "\\:") if self.destination == "sqlalchemy" else literal
+        )  # else a parameter
+
+    def _name(self, name: str) -> str:
+        """A column. Without its table, whose path BigQuery takes for no table's name there."""
+        own_name = self.caps.casefold_identifier(name)
+        if self.destination != "sqlalchemy":
+            return str(self.caps.escape_identifier(own_name))
+        return exp.to_identifier(own_name, quoted=True).sql(dialect=self.caps.sqlglot_dialect)
 
     def begin(
         self,
@@ -279,15 +329,19 @@ class Target:
         Where no row comes twice, dlt need not sort them all to find out. That hint is set by its schema
         name, since dlt passes over False in a write disposition and an old True would stand.
         """
+        if not self.tells_case and any(table.column(name).kind == "text" for name in table.primary_key):
+            _warn_of_case(self.destination, table.name)
+        columns = column_hints(
+            table,
+            json_columns=json_columns,
+            destination=self.destination,
+            merges=disposition not in ("append", "replace"),
+            deletes=deletes,
+        )
         hints = dlt.mark.make_hints(
-            write_disposition=disposition,
-            columns=column_hints(
-                table,
-                json_columns=json_columns,
-                destination=self.destination,
-                merges=disposition not in ("append", "replace"),
-                deletes=deletes,
-            ),
+            write_disposition=self._by_key(disposition),
+            file_format=self._file_format,
+            columns=columns,
             additional_table_hints={
                 "description": table.description,
                 "x-stage-data-deduplicated": not has_copies,
@@ -388,9 +442,10 @@ class Target:
         """
         hints = dlt.mark.make_hints(
             table_name=table.name,
-            write_disposition=disposition,
+            write_disposition=self._by_key(disposition),
             primary_key=table.primary_key,
             merge_key="",
+            file_format=self._file_format,
             columns=column_hints(table, json_columns="auto", destination=self.destination),
             additional_table_hints={"description": table.description},
         )
@@ -415,8 +470,7 @@ class Target:
         self, table: Table, names: Sequence[str], where: str
     ) -> Iterator[Sequence[Sequence[Any]]]:
         """What the warehouse holds under an SQL condition, some rows at a time: cells of those columns."""
-        cells = [self.caps.escape_identifier(self.caps.casefold_identifier(name)) for name in names]
-        return self._select(", ".join(cells), table, where)
+        return self._select(", ".join(map(self._name, names)), table, where)
 
     def _select(self, cells: str, table: Table, where: str) -> Iterator[Sequence[Sequence[Any]]]:
         if self._pipeline is None:
@@ -424,13 +478,22 @@ class Target:
         with self._pipeline.sql_client() as client:
             name = client.make_qualified_table_name(table.name)
             try:
-                with client.execute_query(
-                    f"SELECT {cells} FROM {name} WHERE {where.format(table=name)}"
-                ) as found:
+                with client.execute_query(f"SELECT {cells} FROM {name} WHERE {where.format()}") as found:
                     while rows := found.fetchmany(FETCHED_ROWS):
                         yield rows
             except DatabaseUndefinedRelation:
                 return
+
+
+@cache
+def _warn_of_case(destination: str, table: str) -> None:
+    """Once."""
+    logger.warning(
+        "%s: %s may take texts that differ only in case for the same, and then rows whose keys do so replace "
+        "each other. docs/destinations.md says how to set it up.",
+        table,
+        destination,
+    )
 
 
 def _count(pages: Iterable[pa.Table], counted: dict[str, int]) -> Iterator[pa.Table]:

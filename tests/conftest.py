@@ -425,6 +425,12 @@ def fake_time() -> FakeTime:
 
 @pytest.fixture
 def postgres() -> Iterator[str]:
+    with running_postgres() as address:
+        yield address
+
+
+@contextmanager
+def running_postgres() -> Iterator[str]:
     """The address of an empty Postgres, where a server's programs and dlt's driver are installed."""
     pytest.importorskip("psycopg2")
     if POSTGRES is None:
