@@ -24,7 +24,7 @@ from dlt.common.data_writers.escape import format_datetime_literal
 from dlt.common.destination import Destination, TLoaderFileFormat
 from dlt.common.destination.capabilities import DestinationCapabilitiesContext
 from dlt.common.pipeline import PipelineContext
-from dlt.common.schema.typing import TDeleteInsertStrategyDict, TTableSchemaColumns
+from dlt.common.schema.typing import TColumnSchema, TDeleteInsertStrategyDict, TTableSchemaColumns
 from dlt.destinations.exceptions import DatabaseUndefinedRelation, DestinationConnectionError
 from dlt.sources import DltResource
 from sqlglot import exp
@@ -33,6 +33,7 @@ from posthog_source.arrow import schema_of
 from posthog_source.client import Client
 from posthog_source.config import Deletes, EventsSettings, JsonColumns, Settings, WriteMode
 from posthog_source.errors import SettingsError
+from posthog_source.layout import Layout, is_laid_out, layout_of
 from posthog_source.meter import fetch_read_bytes
 from posthog_source.pagination import Reader
 from posthog_source.query import Cell
@@ -281,6 +282,14 @@ class Target:
             else disposition
         )
 
+    def _layout(self, table: Table) -> Layout:
+        """How the table is to lie, unless a person has said so of the running resource."""
+        layout = layout_of(self.destination, table)
+        if layout == Layout():
+            return layout
+        chosen = dlt.current.resource().compute_table_schema()
+        return Layout() if is_laid_out(chosen, chosen["columns"].values()) else layout
+
     @property
     def _file_format(self) -> TLoaderFileFormat | None:
         """Told where dlt 1.31's choice loses something, unless a person has chosen.
@@ -331,6 +340,7 @@ class Target:
         """
         if not self.tells_case and any(table.column(name).kind == "text" for name in table.primary_key):
             _warn_of_case(self.destination, table.name)
+        layout = self._layout(table)
         columns = column_hints(
             table,
             json_columns=json_columns,
@@ -338,6 +348,8 @@ class Target:
             merges=disposition not in ("append", "replace"),
             deletes=deletes,
         )
+        for name, more in layout.columns.items():
+            columns[name].update(cast("TColumnSchema", more))
         hints = dlt.mark.make_hints(
             write_disposition=self._by_key(disposition),
             file_format=self._file_format,
@@ -345,6 +357,7 @@ class Target:
             additional_table_hints={
                 "description": table.description,
                 "x-stage-data-deduplicated": not has_copies,
+                **layout.table,
             },
         )
         return dlt.mark.with_hints(schema_of(table).empty_table(), hints)
