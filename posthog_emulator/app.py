@@ -23,6 +23,7 @@ from posthog_emulator.capture import Capture
 from posthog_emulator.clickhouse import ClickHouse
 from posthog_emulator.control import Control
 from posthog_emulator.envelope import ApiError
+from posthog_emulator.events_list import EventsList
 from posthog_emulator.faults import FaultMiddleware
 from posthog_emulator.group_types import GroupTypes
 from posthog_emulator.journal import JournalMiddleware
@@ -50,6 +51,7 @@ def build_app(clickhouse: ClickHouse, state: State) -> ASGIApp:
         *Rest(clickhouse, state, gate).routes(),
         *GroupTypes(state, gate).routes(),
         *Definitions(clickhouse, state, gate).routes(),
+        *EventsList(clickhouse, state, gate).routes(),
         *(_under_project(route, gate) for route in QueryApi(clickhouse, state).routes()),
     ]
     application = Starlette(
