@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks.bench import Bench
 from benchmarks.cost import cost
+from benchmarks.destinations import destinations
 from benchmarks.memory import memory
 from benchmarks.people import people
 from benchmarks.report import Result
@@ -27,6 +28,7 @@ SCENARIOS: Mapping[str, Callable[[Bench], Result]] = {
     "memory": memory,
     "cost": cost,
     "people": people,
+    "destinations": destinations,
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ os.environ["DATA_WRITER__ROW_GROUP_SIZE"] = "10000"
 
 import dlt
 
-from benchmarks.floors import sums
+from benchmarks.floors import postgres_sums, sums
 from benchmarks.job import NO_LIMIT, Job, Measured, peak_mb
 from posthog_source import EventsConfig, PeopleConfig, posthog_source
 from posthog_source.catalog import EVENTS
@@ -26,6 +27,7 @@ from posthog_source.runs import run_backfill, run_sync
 from posthog_source.windows import Window
 
 DATASET = "posthog_data"
+LOADED = f"{DATASET}.events"
 
 
 def connector_extract(job: Job, folder: Path) -> Measured:  # noqa: ARG001 - as the others
@@ -94,6 +96,20 @@ def connector_parquet(job: Job, folder: Path) -> Measured:
     return _load(_pipeline(folder, is_files=True), _events(job, "append"), folder)
 
 
+def connector_delta(job: Job, folder: Path) -> Measured:
+    """-> A Delta table, through dlt's filesystem destination."""
+    files = dlt.destinations.filesystem((folder / "files").as_uri(), preferred_table_format="delta")
+    return _load(_pipeline(folder, files), _events(job, "append"), folder)
+
+
+def connector_postgres(job: Job, folder: Path) -> Measured:
+    """-> Postgres."""
+    pipeline = _pipeline(folder, dlt.destinations.postgres(job.address))
+    with pipeline.sql_client() as client:
+        client.execute_sql(f"DROP SCHEMA IF EXISTS {DATASET} CASCADE")  # of the warm-up or an earlier run
+    return _load(pipeline, _events(job, "append"), folder, lambda: postgres_sums(job.address, LOADED))
+
+
 def connector_persons(job: Job, folder: Path) -> Measured:
     """A first sweep of persons -> DuckDB."""
     return _sync(_pipeline(folder), job, "persons")
@@ -152,7 +168,9 @@ def _backfill(pipeline: dlt.Pipeline, job: Job, folder: Path) -> Measured:
     return Measured(same=_sums(folder), seconds=seconds, peak_mb=peak, extra=extra)
 
 
-def _load(pipeline: dlt.Pipeline, source: Any, folder: Path) -> Measured:
+def _load(
+    pipeline: dlt.Pipeline, source: Any, folder: Path, sums_of: Callable[[], str] | None = None
+) -> Measured:
     started = time.monotonic()
     pipeline.extract(source)
     pipeline.normalize()
@@ -167,7 +185,11 @@ def _load(pipeline: dlt.Pipeline, source: Any, folder: Path) -> Measured:
         if step.finished_at
     }
     return Measured(
-        same=_sums(folder), seconds=seconds, peak_mb=peak, before_load_mb=before_load_mb, extra=steps
+        same=sums_of() if sums_of else _sums(folder),
+        seconds=seconds,
+        peak_mb=peak,
+        before_load_mb=before_load_mb,
+        extra=steps,
     )
 
 
@@ -179,13 +201,13 @@ def _sums(folder: Path) -> str:
     return sums(f"read_parquet('{folder}/files/{DATASET}/events/**/*.parquet')")
 
 
-def _pipeline(folder: Path, *, is_files: bool = False) -> dlt.Pipeline:
+def _pipeline(folder: Path, destination: Any = None, *, is_files: bool = False) -> dlt.Pipeline:
     files = dlt.destinations.filesystem((folder / "files").as_uri())
     database = dlt.destinations.duckdb(str(folder / "connector.duckdb"))
     return dlt.pipeline(
         "benchmark",
         pipelines_dir=str(folder / "pipelines"),
-        destination=files if is_files else database,
+        destination=destination or (files if is_files else database),
         dataset_name=DATASET,
     )
 

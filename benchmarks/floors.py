@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow import csv
 from pyarrow import json as pa_json
 
 from benchmarks.job import Job, Measured, peak_mb
@@ -90,6 +92,54 @@ def floor_duckdb_replaced(job: Job, folder: Path) -> Measured:
     )
 
 
+def floor_postgres(job: Job, folder: Path) -> Measured:  # noqa: ARG001 - as the others
+    """Pages -> Arrow -> COPY."""
+    import psycopg2
+
+    started = time.monotonic()
+    with psycopg2.connect(job.address) as connection, connection.cursor() as cursor:
+        is_new = True
+        for page in _iter_pages(job):
+            if is_new:
+                cursor.execute("DROP TABLE IF EXISTS floor")
+                cursor.execute(f"CREATE TABLE floor ({', '.join(map(_postgres_column, page.schema))})")
+                is_new = False
+            buffer = io.BytesIO()
+            csv.write_csv(page, buffer, csv.WriteOptions(include_header=False))
+            buffer.seek(0)
+            cursor.copy_expert("COPY floor FROM STDIN (FORMAT CSV)", buffer)
+    seconds = time.monotonic() - started
+    return Measured(same=postgres_sums(job.address, "floor"), seconds=seconds, peak_mb=peak_mb())
+
+
+def floor_delta(job: Job, folder: Path) -> Measured:
+    """Pages -> Arrow -> a Delta table."""
+    import deltalake
+
+    started = time.monotonic()
+    pages = iter(_iter_pages(job))
+    first = next(pages)
+    batches = (batch for page in chain([first], pages) for batch in page.to_batches())
+    reader = pa.RecordBatchReader.from_batches(first.schema, batches)
+    deltalake.write_deltalake(str(folder / "delta"), reader)
+    seconds = time.monotonic() - started
+    peak = peak_mb()
+    return Measured(same=sums(f"read_parquet('{folder}/delta/*.parquet')"), seconds=seconds, peak_mb=peak)
+
+
+def postgres_sums(address: str, table: str) -> str:
+    """What must be equal among contenders, of a table in Postgres."""
+    import psycopg2
+
+    with psycopg2.connect(address) as connection, connection.cursor() as cursor:
+        cursor.execute(f"SELECT uuid FROM {table}")
+        uuids = pa.table({"uuid": [uuid for (uuid,) in cursor]})
+    with duckdb.connect() as database:
+        database.register("events", uuids)
+        rows, different, checksum = database.execute(f"SELECT {SUMS} FROM events").fetchall()[0]
+    return f"{rows} rows, {different} uuids, checksum {checksum}"
+
+
 def sums(table: str, database: Path | None = None) -> str:
     """What must be equal among contenders."""
     with duckdb.connect(str(database or ":memory:")) as connection:
@@ -152,6 +202,13 @@ def _write(job: Job, folder: Path) -> Path:
     if writer:
         writer.close()
     return parquet
+
+
+def _postgres_column(column: pa.Field) -> str:
+    """Its definition; JSON as such."""
+    is_time = pa.types.is_timestamp(column.type)
+    kind = "timestamptz" if is_time else "jsonb" if column.name == "properties" else "text"
+    return f'"{column.name}" {kind}'
 
 
 def _parse(body: bytes) -> pa.Table:

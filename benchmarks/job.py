@@ -27,6 +27,7 @@ class Job:
         look_ahead: Requests in flight.
         rows_per_commit: As in `run_backfill`.
         warm_up: What is different about a smaller job that comes first, by attribute; None for no warm-up.
+        address: Of a database's server, where the contender loads into one.
         storm: Faults that begin after the warm-up: the body of the emulator's `storm` call.
     """
 
@@ -40,6 +41,7 @@ class Job:
     look_ahead: int = 2
     rows_per_commit: int = 500_000
     warm_up: dict[str, Any] | None = None
+    address: str = ""
     storm: dict[str, Any] | None = None
 
     def save(self, path: Path) -> None:
