@@ -276,11 +276,9 @@ class Target:
     def _by_key(self, disposition: Any) -> Any:
         """The disposition, or the one that Athena has where rows are replaced by keys of several columns."""
         replaces_by_key = isinstance(disposition, dict) and "destination_scope" not in disposition
-        return (
-            self.disposition("upsert", "")
-            if self.destination == "athena" and replaces_by_key
-            else disposition
-        )
+        if self.destination == "athena" and replaces_by_key:
+            return self.disposition("upsert", "")
+        return disposition
 
     def _layout(self, table: Table) -> Layout:
         """How the table is to lie, unless a person has said so of the running resource."""
@@ -313,9 +311,9 @@ class Target:
         if own is not None and own is not serialize_value:
             return str(own(text))
         literal = exp.Literal.string(text).sql(dialect=self.caps.sqlglot_dialect)
-        return (
-            literal.replace(":", "\\:") if self.destination == "sqlalchemy" else literal
-        )  # else a parameter
+        if self.destination == "sqlalchemy":
+            return literal.replace(":", "\\:")  # else a parameter's name
+        return literal
 
     def _name(self, name: str) -> str:
         """A column. Without its table, whose path BigQuery takes for no table's name there."""
