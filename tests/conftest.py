@@ -361,7 +361,7 @@ def run_program(
         env=kept | given | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 
