@@ -15,7 +15,7 @@ import duckdb
 from tests.conftest import ROOT, Project
 
 Row = tuple[str, ...]
-README = ROOT / "README.md"
+EVENTS_PAGE = ROOT / "docs" / "events.md"
 
 EVENT_FIELDS: Mapping[str, str] = {
     "uuid": "toString(uuid)",
@@ -59,9 +59,11 @@ def loaded_events(path: Path, *, schema: str = "posthog_data", table: str = "eve
 
 
 def documented_view() -> str:
-    """The README's view of what was appended, each event once."""
+    """The view in docs/events.md of what was appended, each event once."""
     (view,) = re.findall(
-        r"```sql\n(CREATE OR REPLACE VIEW unique_events .*?)```", README.read_text(), re.DOTALL
+        r"```sql\n(CREATE OR REPLACE VIEW unique_events .*?)```",
+        EVENTS_PAGE.read_text(encoding="utf-8"),
+        re.DOTALL,
     )
     return str(view)
 
