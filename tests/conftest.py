@@ -303,6 +303,15 @@ class Warehouse:
         return sorted(uuid for (uuid,) in self.query("SELECT uuid FROM events"))
 
 
+class Elsewhere(Warehouse):
+    """A dlt pipeline into any warehouse."""
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        """Ask it through dlt; tables need no schema name."""
+        with self.pipeline.sql_client() as client:
+            return [tuple(row) for row in client.execute_sql(sql) or []]
+
+
 def client_of(project: Project, time: FakeTime, **settings: Any) -> Client:
     """The connector's client for a project; close it."""
     return Client(build_settings(**project.credentials | settings), clock=time.clock, sleep=time.sleep)

@@ -21,7 +21,7 @@ from posthog_source import EventsConfig, PeopleConfig, create_person_view, posth
 from posthog_source.catalog import EVENTS, PERSON_DISTINCT_IDS, PERSONS
 from posthog_source.errors import SettingsError
 from posthog_source.identity import DIALECTS, Relation, build_person_view_sql
-from tests.conftest import Project, Warehouse, add_events, bearer
+from tests.conftest import Elsewhere, Project, Warehouse, add_events, bearer
 
 TABLES = ("events", "persons", "person_distinct_ids")
 LATE = {"late_arrival_every_s": 0.0}
@@ -554,6 +554,7 @@ def test_the_view_asks_for_columns_that_the_catalogue_has() -> None:
         assert column.name in known[column.table]
 
 
+@pytest.mark.usefixtures("no_pipeline_stays_active")
 def test_postgres_says_the_same_and_takes_new_columns(story: Story, postgres: str, tmp_path: Path) -> None:
     pipeline = dlt.pipeline(
         "posthog",
@@ -561,7 +562,7 @@ def test_postgres_says_the_same_and_takes_new_columns(story: Story, postgres: st
         destination=dlt.destinations.postgres(postgres),
         dataset_name="posthog_data",
     )
-    warehouse = Warehouse(tmp_path, pipeline)
+    warehouse = Elsewhere(tmp_path, pipeline)
     story.page("ada")
     story.page("anon")
     story.identify("ada", "anon")
@@ -588,4 +589,3 @@ def test_postgres_says_the_same_and_takes_new_columns(story: Story, postgres: st
     with pytest.raises(SettingsError, match="other views need the old one"):
         create_person_view(pipeline)
     assert persons_of_view(warehouse, view) == story.persons_of_events()
-    pipeline.deactivate()

@@ -42,7 +42,7 @@ from posthog_source.stored import DIALECTS, Choice
 from posthog_source.stored import Warehouse as Stored
 from posthog_source.tables import DELETED_AT, Column, Table
 from posthog_source.windows import Window
-from tests.conftest import NO_LIMITS, PLAIN_EVENTS, Project, Server, Warehouse, add_events
+from tests.conftest import NO_LIMITS, PLAIN_EVENTS, Elsewhere, Project, Server, Warehouse, add_events
 
 pytestmark = pytest.mark.usefixtures("no_pipeline_stays_active")
 
@@ -204,7 +204,7 @@ def test_both_sides_make_the_same_numbers_of_any_row_and_others_when_anything_ch
         pipeline = dlt.pipeline(
             name, pipelines_dir=str(tmp_path), destination=destination, dataset_name="posthog_data"
         )
-        warehouse = Warehouse(tmp_path, pipeline)
+        warehouse = Elsewhere(tmp_path, pipeline)
         warehouse.sync(project, "events")
         found = compare(project, warehouse)
         assert found.is_equal, (name, found.differences)
@@ -492,7 +492,7 @@ def test_plain_files_are_compared_and_not_repaired(server: Server, tmp_path: Pat
         destination=dlt.destinations.filesystem((tmp_path / "files").as_uri()),
         dataset_name="posthog_data",
     )
-    warehouse = Warehouse(tmp_path, pipeline)
+    warehouse = Elsewhere(tmp_path, pipeline)
     warehouse.sync(project, "events")
     assert compare(project, warehouse).is_equal
     project.control("POST", "delete/events", uuids=uuids[:1])
@@ -507,7 +507,7 @@ def test_a_destination_whose_sql_is_not_known_is_refused(synced: Synced, tmp_pat
     pipeline = dlt.pipeline("posthog", pipelines_dir=str(tmp_path), destination=dummy, dataset_name="none")
 
     with pytest.raises(SettingsError, match="dummy cannot be compared with PostHog"):
-        compare(synced.project, Warehouse(tmp_path, pipeline))
+        compare(synced.project, Elsewhere(tmp_path, pipeline))
 
 
 def test_every_dialect_gets_sql_that_it_parses(synced: Synced, copied: Warehouse) -> None:
