@@ -28,7 +28,8 @@ os.environ["DLT_PROJECT_DIR"] = str(
 )  # no one's .dlt is read, which takes a sixth of a sync
 
 import dlt
-from dlt.common.pipeline import LoadInfo
+from dlt.common.configuration.container import Container
+from dlt.common.pipeline import LoadInfo, PipelineContext
 
 from posthog_source import posthog_source
 from posthog_source.catalog import EVENTS, TABLES
@@ -404,21 +405,15 @@ def project(server: Server) -> Project:
 def warehouse(tmp_path: Path) -> Iterator[Warehouse]:
     with Warehouse.at(tmp_path).held() as warehouse:
         yield warehouse
-        warehouse.pipeline.deactivate()
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Warehouse]:
-    """As `warehouse`, where runs may activate other pipelines."""
-    with Warehouse.at(tmp_path).held() as warehouse:
-        yield warehouse
-
-
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def no_pipeline_stays_active() -> Iterator[None]:
-    """For runs, which activate pipelines of their own."""
+    """A resource of the next test would read the state of this one's."""
     yield
-    dlt.pipeline("idle", dataset_name="idle").deactivate()
+    active = Container()[PipelineContext]
+    if active.is_active():
+        active.deactivate()
 
 
 @pytest.fixture

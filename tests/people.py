@@ -38,21 +38,21 @@ def true_owners(project: Project) -> dict[str, str]:
     return {row[0]: row[1] for row in rows if not int(row[2])}
 
 
-def loaded_persons(place: Warehouse, where: str = "deleted_at IS NULL") -> dict[str, Person]:
-    rows = place.query(f"SELECT id, properties::text, is_identified, version FROM persons WHERE {where}")
+def loaded_persons(warehouse: Warehouse, where: str = "deleted_at IS NULL") -> dict[str, Person]:
+    rows = warehouse.query(f"SELECT id, properties::text, is_identified, version FROM persons WHERE {where}")
     assert len({row[0] for row in rows}) == len(rows)
     return {row[0]: (row[0], row[1], row[2], row[3]) for row in rows}
 
 
-def loaded_owners(place: Warehouse, where: str = "deleted_at IS NULL") -> dict[str, str]:
-    rows = place.query(f"SELECT distinct_id, person_id FROM person_distinct_ids WHERE {where}")
+def loaded_owners(warehouse: Warehouse, where: str = "deleted_at IS NULL") -> dict[str, str]:
+    rows = warehouse.query(f"SELECT distinct_id, person_id FROM person_distinct_ids WHERE {where}")
     assert len({row[0] for row in rows}) == len(rows)
     return {row[0]: row[1] for row in rows}
 
 
-def check_exactly(project: Project, place: Warehouse) -> None:
-    assert loaded_persons(place) == true_persons(project)
-    assert loaded_owners(place) == true_owners(project)
+def check_exactly(project: Project, warehouse: Warehouse) -> None:
+    assert loaded_persons(warehouse) == true_persons(project)
+    assert loaded_owners(warehouse) == true_owners(project)
 
 
 def names_of(project: Project) -> list[str]:

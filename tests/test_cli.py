@@ -18,8 +18,6 @@ from posthog_source.checkup import is_cut_short
 from posthog_source.cli import app
 from tests.conftest import NO_LIMITS, Project, Server, add_events, run_program
 
-pytestmark = pytest.mark.usefixtures("no_pipeline_stays_active")
-
 ARGUMENTS = {
     "check": ["--destination", "duckdb"],
     "sync": [],

@@ -26,8 +26,6 @@ from posthog_source.rest import fetch_all
 from posthog_source.tables import RestTable
 from tests.conftest import NO_LIMITS, FakeTime, Project, Server, Warehouse, client_of
 
-pytestmark = pytest.mark.usefixtures("no_pipeline_stays_active")
-
 OBJECTS = 7
 BY_NAME = {table.name: table for table in (*DEFINITIONS, *DETAILS)}
 LISTED = [one for one in DEFINITIONS if not one.nested and one.root != "server" and one.answer == "list"]

@@ -268,7 +268,6 @@ def test_a_sync_stopped_after_any_commit_goes_on_there(
     assert before == 3 * stop_after
     pages = [request for request in busy_project.requests() if request["name"] == "posthog_source events"]
     assert sum(page["result_rows"] for page in pages) == report.rows == len(expected) - before
-    warehouse.pipeline.deactivate()
 
 
 def test_events_that_came_for_names_already_read_are_found_by_the_next_sync(

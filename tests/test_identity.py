@@ -467,7 +467,6 @@ def test_plain_files_hold_no_view(story: Story, tmp_path: Path) -> None:
 
     with pytest.raises(SettingsError, match=r"^filesystem cannot hold the person view\. .*join person_dist"):
         create_person_view(pipeline)
-    pipeline.deactivate()
 
 
 def test_a_pipeline_without_a_destination_is_told_to_get_one(tmp_path: Path) -> None:
@@ -475,7 +474,6 @@ def test_a_pipeline_without_a_destination_is_told_to_get_one(tmp_path: Path) -> 
 
     with pytest.raises(SettingsError, match="no destination"):
         create_person_view(pipeline)
-    pipeline.deactivate()
 
 
 @pytest.mark.parametrize("spell", [str, str.upper], ids=["lower", "upper"])
@@ -554,7 +552,6 @@ def test_the_view_asks_for_columns_that_the_catalogue_has() -> None:
         assert column.name in known[column.table]
 
 
-@pytest.mark.usefixtures("no_pipeline_stays_active")
 def test_postgres_says_the_same_and_takes_new_columns(story: Story, postgres: str, tmp_path: Path) -> None:
     pipeline = dlt.pipeline(
         "posthog",

@@ -207,14 +207,14 @@ class Month:
 
 @pytest.mark.parametrize(("write_mode", "hours"), [("window", 24), ("upsert", 48)])
 def test_a_month_of_syncs_is_never_wrong_and_exact_after_each_look_for_late_arrivals(
-    server: Server, place: Warehouse, write_mode: Any, hours: float
+    server: Server, warehouse: Warehouse, write_mode: Any, hours: float
 ) -> None:
     sync_every = timedelta(hours=float(SYNC_HOURS or hours))
     project = server.project(settings={"rate_limits": NO_LIMITS, "max_concurrent_queries": 100})
     waiting_time, began_s = FakeTime(), time.perf_counter()
     settings = build_settings(**project.credentials)
     with Client(settings, clock=waiting_time.clock, sleep=waiting_time.sleep) as client:
-        month = Month(project, place, EventsSettings(write_mode=write_mode), client, settings)
+        month = Month(project, warehouse, EventsSettings(write_mode=write_mode), client, settings)
         coming = deque(draw_events())
         now = START
         while now < START + MONTH:
@@ -227,7 +227,6 @@ def test_a_month_of_syncs_is_never_wrong_and_exact_after_each_look_for_late_arri
         month.sync(looks=True)
         month.check()
         month.check_exactly()
-        month.warehouse.pipeline.deactivate()
 
     late = sum(event.delay >= IN_TIME for event in month.seen)
     print(

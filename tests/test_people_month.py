@@ -34,7 +34,7 @@ from tests.people import (
 )
 from tests.programs.sync import Job, Process, source_at
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_pipeline_stays_active")]
+pytestmark = pytest.mark.slow
 
 SEED = int(os.environ.get("POSTHOG_SEED", "1"))
 SYNC_HOURS = float(os.environ.get("POSTHOG_MONTH_SYNC_HOURS", "48"))
@@ -197,13 +197,13 @@ class Month:
         if is_killed:
             self._die()
         self.project.forget_requests()
-        with Warehouse.at(self.folder).held() as place:
+        with Warehouse.at(self.folder).held() as warehouse:
             began_s = time.monotonic()
-            report = run_sync(place.pipeline, source_at(self.now), tables=TABLES, **self._arguments())
+            report = run_sync(warehouse.pipeline, source_at(self.now), tables=TABLES, **self._arguments())
             self.syncs += 1
             if not is_killed:
                 self.took_s = time.monotonic() - began_s
-            self._judge(place, report, is_killed=is_killed)
+            self._judge(warehouse, report, is_killed=is_killed)
 
     def _arguments(self) -> dict[str, Any]:
         return self.project.credentials | {"rows_per_commit": PERSONS}
@@ -225,15 +225,15 @@ class Month:
         if self.life.chance.random() < 0.5:
             shutil.rmtree(job.working_directory, ignore_errors=True)
 
-    def _judge(self, place: Warehouse, report: RunReport, *, is_killed: bool) -> None:
+    def _judge(self, warehouse: Warehouse, report: RunReport, *, is_killed: bool) -> None:
         is_sweep = "persons count" in names_of(self.project)
         if is_sweep:
             self.unnoticed.clear()
         truth = self._true()
-        self._check(place, truth)
+        self._check(warehouse, truth)
         if is_sweep or self.life.now.date() != self.view_checked_on:
             self.view_checked_on = self.life.now.date()
-            self._check_view(place)
+            self._check_view(warehouse)
         if not is_killed:
             self._count(report, truth, is_sweep=is_sweep)
         self.truth = truth
@@ -254,19 +254,19 @@ class Month:
             "events": {row[0]: True for row in self.project.events("toString(uuid)")},
         }
 
-    def _check(self, place: Warehouse, truth: Truth) -> None:
+    def _check(self, warehouse: Warehouse, truth: Truth) -> None:
         """All is right but for persons whom nobody has noticed."""
-        groups = place.query("SELECT index, key, properties::text FROM groups")
-        members = place.query("SELECT cohort_id, person_id FROM cohort_people")
+        groups = warehouse.query("SELECT index, key, properties::text FROM groups")
+        members = warehouse.query("SELECT cohort_id, person_id FROM cohort_people")
         found: Truth = {
-            "persons": dict(loaded_persons(place)),
-            "person_distinct_ids": dict(loaded_owners(place)),
+            "persons": dict(loaded_persons(warehouse)),
+            "person_distinct_ids": dict(loaded_owners(warehouse)),
             "groups": {(index, key): json.loads(properties) for index, key, properties in groups},
-            "cohorts": dict(place.query("SELECT id, count FROM cohorts")),
+            "cohorts": dict(warehouse.query("SELECT id, count FROM cohorts")),
             "cohort_people": dict.fromkeys(members, True),
-            "events": dict.fromkeys(place.uuids(), True),
+            "events": dict.fromkeys(warehouse.uuids(), True),
         }
-        counts = place.counts()
+        counts = warehouse.counts()
         for table in ("groups", "cohorts", "cohort_people", "events"):
             assert found[table] == truth[table], self._where(table)
             assert counts[table] == len(truth[table]), self._where(table)
@@ -277,10 +277,10 @@ class Month:
         strangers = {name for name in moved if owners.get(name) not in self.unnoticed}
         assert not strangers, f"{self._where('person_distinct_ids')}: {sorted(strangers)[:5]}"
 
-    def _check_view(self, place: Warehouse) -> None:
+    def _check_view(self, warehouse: Warehouse) -> None:
         """Whose each event is, as PostHog tells it at this moment."""
         told = dict(self._hogql("SELECT toString(uuid), toString(person_id) FROM events LIMIT 50000"))
-        rows = place.query(f"SELECT uuid, person_id FROM {create_person_view(place.pipeline)}")
+        rows = warehouse.query(f"SELECT uuid, person_id FROM {create_person_view(warehouse.pipeline)}")
         found = dict(rows)
         assert len(rows) == len(found) == len(told) < 50_000
         wrong = {(found[one], told[one]) for one in told if found[one] != told[one]}

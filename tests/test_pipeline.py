@@ -65,7 +65,6 @@ def nothing(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     project = server.project(settings={"rate_limits": NO_LIMITS})
     with Warehouse.at(tmp_path_factory.mktemp("nothing")).held() as warehouse:
         warehouse.sync(project)
-        warehouse.pipeline.deactivate()
         yield warehouse
 
 
@@ -295,11 +294,11 @@ def test_a_start_date_leaves_out_what_is_before_it(standing: Project, warehouse:
 
 
 def test_two_projects_in_one_dataset_leave_each_others_rows_alone(
-    server: Server, product: Project, place: Warehouse
+    server: Server, product: Project, warehouse: Warehouse
 ) -> None:
     other = server.project()
     other.generate(events=1_000, end=ago(hours=1).isoformat(), seed=2, **SMALL)
-    ours, theirs = Warehouse.at(place.path, "ours"), Warehouse.at(place.path, "theirs")
+    ours, theirs = Warehouse.at(warehouse.path, "ours"), Warehouse.at(warehouse.path, "theirs")
     ours.sync(product)
     theirs.sync(other)
     add_events(product, 1, uuid=uuids(1, 1), timestamp=[ago(minutes=20)])

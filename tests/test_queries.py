@@ -581,7 +581,6 @@ def test_a_destination_that_cannot_replace_rows_gets_all_of_them_each_time(
         pipeline.run(
             posthog_query("rows", ALL, cursor="at", primary_key="distinct_id", **project.credentials)
         )
-    pipeline.deactivate()
 
     assert "so all of them are read each time" in caplog.text
     assert len(pages_of(project, "rows")) == 2
@@ -630,17 +629,16 @@ def test_queries_come_from_the_environment_as_json(project: Project, monkeypatch
     assert "from_env" in posthog_source(**project.credentials).resources
 
 
-@pytest.mark.usefixtures("no_pipeline_stays_active")
-def test_run_sync_commits_queries_and_reports_them(project: Project, place: Warehouse) -> None:
+def test_run_sync_commits_queries_and_reports_them(project: Project, warehouse: Warehouse) -> None:
     add_events(project, 30)
     queries = [
         {"name": "rows", "query": ALL, "cursor": "at", "primary_key": "distinct_id", "page_rows": 12},
         {"name": "totals", "query": "SELECT toInt(count()) AS n FROM events"},
     ]
 
-    report = run_sync(place.pipeline, tables=["rows", "totals"], queries=queries, **project.credentials)
+    report = run_sync(warehouse.pipeline, tables=["rows", "totals"], queries=queries, **project.credentials)
     again = run_sync(
-        place.pipeline,
+        warehouse.pipeline,
         partial(posthog_query, "rows", ALL, cursor="at", primary_key="distinct_id"),
         **project.credentials,
     )
@@ -649,8 +647,8 @@ def test_run_sync_commits_queries_and_reports_them(project: Project, place: Ware
     assert report.tables["rows"]["pages"] == 3
     assert report.tables["rows"]["requests"] == 4
     assert again.rows == 1  # the cursor's last value
-    assert place.query("SELECT count(*), count(DISTINCT distinct_id) FROM rows") == [(30, 30)]
-    assert place.query("SELECT n FROM totals") == [(30,)]
+    assert warehouse.query("SELECT count(*), count(DISTINCT distinct_id) FROM rows") == [(30, 30)]
+    assert warehouse.query("SELECT n FROM totals") == [(30,)]
 
 
 def test_a_query_may_be_a_union_and_have_a_with_clause_of_its_own(

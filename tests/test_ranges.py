@@ -9,8 +9,6 @@ import pytest
 from posthog_source import BackfillRange, PosthogSourceError, plan_backfill, run_backfill
 from tests.conftest import Project, Warehouse, add_events
 
-pytestmark = pytest.mark.usefixtures("no_pipeline_stays_active")
-
 START = datetime(2026, 1, 1, 6, tzinfo=UTC)
 END = START + timedelta(days=8)
 
@@ -55,16 +53,16 @@ def test_what_cannot_be_planned_is_refused_before_anything_is_asked(
 
 
 def test_ranges_that_pipelines_of_their_own_read_are_the_whole_and_leave_no_staging(
-    project: Project, place: Warehouse
+    project: Project, warehouse: Warehouse
 ) -> None:
     expected = sorted(a_week(project))
     for number, each in enumerate(plan_backfill(START, END, rows_per_range=30, **project.credentials)):
-        worker = Warehouse.at(place.path, f"worker_{number}")
+        worker = Warehouse.at(warehouse.path, f"worker_{number}")
         run_backfill(worker.pipeline, each.start, each.end, **project.credentials)
 
-    assert sorted(place.uuids()) == expected
+    assert sorted(warehouse.uuids()) == expected
     assert [
         name
-        for (name,) in place.query("SELECT schema_name FROM information_schema.schemata")
+        for (name,) in warehouse.query("SELECT schema_name FROM information_schema.schemata")
         if "worker" in name
     ] == []

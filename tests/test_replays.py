@@ -15,8 +15,6 @@ from posthog_source.catalog import SESSION_REPLAYS
 from tests.conftest import Project, Warehouse
 from tests.test_changing import sync_at
 
-pytestmark = pytest.mark.usefixtures("no_pipeline_stays_active")
-
 NOW = datetime.now(UTC).replace(microsecond=0)
 MIDNIGHT = NOW.replace(hour=0, minute=0, second=0)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -68,8 +66,8 @@ def true_recordings(project: Project) -> dict[str, tuple[Any, ...]]:
     }
 
 
-def loaded_recordings(place: Warehouse) -> dict[str, tuple[Any, ...]]:
-    rows = place.query(
+def loaded_recordings(warehouse: Warehouse) -> dict[str, tuple[Any, ...]]:
+    rows = warehouse.query(
         "SELECT session_id, epoch_us(start_time), epoch_us(end_time), epoch_us(last_written_at) // 1000000,"
         " click_count, keypress_count, size, message_count, distinct_id, first_url, snapshot_source,"
         " retention_period_days, all_urls::text, is_deleted FROM session_replays"
@@ -78,13 +76,13 @@ def loaded_recordings(place: Warehouse) -> dict[str, tuple[Any, ...]]:
     return {row[0]: (*row[1:12], json.loads(row[12]), row[13]) for row in rows}
 
 
-def check(project: Project, place: Warehouse) -> None:
-    assert loaded_recordings(place) == true_recordings(project)
+def check(project: Project, warehouse: Warehouse) -> None:
+    assert loaded_recordings(warehouse) == true_recordings(project)
 
 
-def sync(project: Project, place: Warehouse, *, page_rows: int = 25_000, **settings: Any) -> RunReport:
+def sync(project: Project, warehouse: Warehouse, *, page_rows: int = 25_000, **settings: Any) -> RunReport:
     return run_sync(
-        place.pipeline,
+        warehouse.pipeline,
         tables=["session_replays"],
         people=PeopleConfig(page_rows=page_rows),
         **project.credentials | settings,
@@ -106,19 +104,19 @@ def recorded(busy_project: Project) -> Project:
 @pytest.mark.parametrize("page_rows", [25_000, 150, 13])
 @pytest.mark.parametrize("is_merged", [False, True], ids=["in parts", "merged"])
 def test_each_recording_is_one_row_with_the_sums_of_its_parts(
-    recorded: Project, place: Warehouse, page_rows: int, is_merged: bool
+    recorded: Project, warehouse: Warehouse, page_rows: int, is_merged: bool
 ) -> None:
     if is_merged:
         recorded.server.optimize()
 
-    report = sync(recorded, place, page_rows=page_rows)
+    report = sync(recorded, warehouse, page_rows=page_rows)
 
-    check(recorded, place)
+    check(recorded, warehouse)
     assert report.rows == len(true_recordings(recorded)) == 300
 
 
 def test_recordings_whose_parts_disagree_are_one_row_all_the_same(
-    busy_project: Project, place: Warehouse
+    busy_project: Project, warehouse: Warehouse
 ) -> None:
     record(
         busy_project, [1], NOW - 3 * HOUR, NOW - 3 * HOUR, distinct_id="anonymous", retention_period_days=30
@@ -126,72 +124,78 @@ def test_recordings_whose_parts_disagree_are_one_row_all_the_same(
     record(busy_project, [1], NOW - 2 * HOUR, NOW - 2 * HOUR, distinct_id="ada", snapshot_source="mobile")
     record(busy_project, [1], NOW - HOUR, NOW - HOUR, distinct_id="ada", retention_period_days=90)
 
-    sync(busy_project, place)
+    sync(busy_project, warehouse)
 
-    check(busy_project, place)
-    assert place.query("SELECT distinct_id, retention_period_days, snapshot_source FROM session_replays") == [
-        ("ada", 90, "web")
-    ]
+    check(busy_project, warehouse)
+    assert warehouse.query(
+        "SELECT distinct_id, retention_period_days, snapshot_source FROM session_replays"
+    ) == [("ada", 90, "web")]
 
 
-def test_recordings_that_grow_are_replaced_and_others_left_alone(recorded: Project, place: Warehouse) -> None:
-    sync_at(recorded, place, NOW, table=SESSION_REPLAYS)
+def test_recordings_that_grow_are_replaced_and_others_left_alone(
+    recorded: Project, warehouse: Warehouse
+) -> None:
+    sync_at(recorded, warehouse, NOW, table=SESSION_REPLAYS)
     record(recorded, [0, 30], MIDNIGHT - DAY + HOUR, NOW + HOUR)
     record(recorded, [900], NOW, NOW + HOUR)
 
-    assert sync_at(recorded, place, NOW + 2 * HOUR, table=SESSION_REPLAYS)["rows"] == 3
-    check(recorded, place)
-    assert sync_at(recorded, place, NOW + 3 * HOUR, table=SESSION_REPLAYS)["rows"] == 0
+    assert sync_at(recorded, warehouse, NOW + 2 * HOUR, table=SESSION_REPLAYS)["rows"] == 3
+    check(recorded, warehouse)
+    assert sync_at(recorded, warehouse, NOW + 3 * HOUR, table=SESSION_REPLAYS)["rows"] == 0
 
 
 def test_parts_that_come_weeks_late_change_their_recording_within_a_day(
-    busy_project: Project, place: Warehouse
+    busy_project: Project, warehouse: Warehouse
 ) -> None:
     old = NOW - 20 * DAY
     record(busy_project, [1], old, old)
-    sync_at(busy_project, place, NOW, table=SESSION_REPLAYS)
+    sync_at(busy_project, warehouse, NOW, table=SESSION_REPLAYS)
     record(busy_project, [1], old + HOUR, NOW + HOUR)
 
-    assert sync_at(busy_project, place, NOW + 2 * HOUR, table=SESSION_REPLAYS)["rows"] == 0
-    assert sync_at(busy_project, place, NOW + 25 * HOUR, table=SESSION_REPLAYS)["rows"] == 1
-    check(busy_project, place)
+    assert sync_at(busy_project, warehouse, NOW + 2 * HOUR, table=SESSION_REPLAYS)["rows"] == 0
+    assert sync_at(busy_project, warehouse, NOW + 25 * HOUR, table=SESSION_REPLAYS)["rows"] == 1
+    check(busy_project, warehouse)
 
 
-def test_a_first_read_in_commits_goes_on_where_it_was_stopped(recorded: Project, place: Warehouse) -> None:
+def test_a_first_read_in_commits_goes_on_where_it_was_stopped(
+    recorded: Project, warehouse: Warehouse
+) -> None:
     recorded.faults("query", {"pass": True, "times": 9}, {"status": 402})
     with pytest.raises(Exception, match="402"):
-        sync(recorded, place, page_rows=20, rows_per_commit=60)
-    before = place.counts()["session_replays"]
+        sync(recorded, warehouse, page_rows=20, rows_per_commit=60)
+    before = warehouse.counts()["session_replays"]
     assert 0 < before < 300
 
-    report = sync(recorded, place, page_rows=20, rows_per_commit=60)
+    report = sync(recorded, warehouse, page_rows=20, rows_per_commit=60)
 
-    check(recorded, place)
+    check(recorded, warehouse)
     assert report.rows == 300 - before
 
 
-def test_columns_that_an_older_posthog_does_not_have_stay_empty(recorded: Project, place: Warehouse) -> None:
+def test_columns_that_an_older_posthog_does_not_have_stay_empty(
+    recorded: Project, warehouse: Warehouse
+) -> None:
     recorded.settings(
         hidden_columns=[f"raw_session_replay_events.{name}" for name in ("event_count", "snapshot_library")]
     )
 
-    sync(recorded, place)
+    sync(recorded, warehouse)
 
-    check(recorded, place)
+    check(recorded, warehouse)
 
 
 def test_a_sync_reads_a_few_days_of_recordings_whatever_there_is(
-    busy_project: Project, place: Warehouse
+    busy_project: Project, warehouse: Warehouse
 ) -> None:
     for day in range(1, 60):
         record(busy_project, list(range(day * 500, day * 500 + 500)), NOW - day * DAY, NOW - day * DAY)
     busy_project.server.optimize()
-    sync_at(busy_project, place, NOW, table=SESSION_REPLAYS)
+    sync_at(busy_project, warehouse, NOW, table=SESSION_REPLAYS)
     whole = busy_project.stats()["read_bytes"]
     record(busy_project, [600], NOW - DAY + HOUR, NOW + HOUR)
     busy_project.forget_requests()
 
-    assert sync_at(busy_project, place, NOW + 2 * HOUR, table=SESSION_REPLAYS)["rows"] == 1
+    assert sync_at(busy_project, warehouse, NOW + 2 * HOUR, table=SESSION_REPLAYS)["rows"] == 1
     usual = busy_project.stats()["read_bytes"]
     print("bytes read: whole, usual", whole, usual)
     assert usual < whole / 5

@@ -81,7 +81,6 @@ def sync(
             )
 
         warehouse.pipeline.run(source())
-    warehouse.pipeline.deactivate()
     did = project.control("DELETE", "storm")
     return Sync(sum(waiting.slept_s), Counter(did["served"]), did["requests"])
 

@@ -18,8 +18,6 @@ from posthog_source.prefetch import ordered_prefetch
 from posthog_source.tracing import span, spanned
 from tests.conftest import Project, Warehouse, add_events, run_program
 
-pytestmark = pytest.mark.usefixtures("no_pipeline_stays_active")
-
 DAY = timedelta(days=1)
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SMALL_PAGES = {"events": EventsConfig(page_rows=10, where="event != 'a private word'")}
@@ -57,11 +55,11 @@ def two_days(project: Project) -> None:
 
 
 def test_requests_of_look_ahead_threads_lie_within_their_window_and_that_within_the_run(
-    project: Project, place: Warehouse, spans: InMemorySpanExporter
+    project: Project, warehouse: Warehouse, spans: InMemorySpanExporter
 ) -> None:
     two_days(project)
 
-    report = run_sync(place.pipeline, tables=["events"], **project.credentials | SMALL_PAGES)
+    report = run_sync(warehouse.pipeline, tables=["events"], **project.credentials | SMALL_PAGES)
 
     assert len({one.context.trace_id for one in spans.get_finished_spans() if one.context}) == 1
     assert parents(spans, "posthog_source.sync") == {None}
@@ -71,23 +69,23 @@ def test_requests_of_look_ahead_threads_lie_within_their_window_and_that_within_
 
 
 def test_windows_of_a_backfills_parallel_ranges_lie_within_the_run(
-    project: Project, place: Warehouse, spans: InMemorySpanExporter
+    project: Project, warehouse: Warehouse, spans: InMemorySpanExporter
 ) -> None:
     two_days(project)
 
-    run_backfill(place.pipeline, START, START + 2 * DAY, parallel=2, **project.credentials)
+    run_backfill(warehouse.pipeline, START, START + 2 * DAY, parallel=2, **project.credentials)
 
     assert len(named(spans, "posthog_source.window")) == 2
     assert parents(spans, "posthog_source.window") == {"posthog_source.backfill"}
-    assert place.query("SELECT count(*) FROM events") == [(100,)]
+    assert warehouse.query("SELECT count(*) FROM events") == [(100,)]
 
 
 def test_a_request_is_told_by_the_conventions_for_http_clients(
-    project: Project, place: Warehouse, spans: InMemorySpanExporter
+    project: Project, warehouse: Warehouse, spans: InMemorySpanExporter
 ) -> None:
     two_days(project)
 
-    run_sync(place.pipeline, tables=["events", "cohorts"], **project.credentials)
+    run_sync(warehouse.pipeline, tables=["events", "cohorts"], **project.credentials)
 
     host, _, port = project.server.url.removeprefix("http://").partition(":")
     for method, path in (("POST", "query/"), ("GET", "cohorts/")):
@@ -105,12 +103,12 @@ def test_a_request_is_told_by_the_conventions_for_http_clients(
 
 
 def test_a_window_and_a_run_tell_their_bounds_and_what_came_of_them(
-    project: Project, place: Warehouse, spans: InMemorySpanExporter
+    project: Project, warehouse: Warehouse, spans: InMemorySpanExporter
 ) -> None:
     two_days(project)
 
     report = run_sync(
-        place.pipeline, tables=["events"], **project.credentials | {"end_date": START + 2 * DAY}
+        warehouse.pipeline, tables=["events"], **project.credentials | {"end_date": START + 2 * DAY}
     )
 
     (window,), (run,) = named(spans, "posthog_source.window"), named(spans, "posthog_source.sync")
@@ -128,13 +126,13 @@ def test_a_window_and_a_run_tell_their_bounds_and_what_came_of_them(
 
 
 def test_faults_are_told_by_their_kind_and_no_span_holds_the_key_or_hogql_or_what_an_error_says(
-    project: Project, place: Warehouse, spans: InMemorySpanExporter
+    project: Project, warehouse: Warehouse, spans: InMemorySpanExporter
 ) -> None:
     two_days(project)
     project.faults("query", {"kind": "reset"}, {"status": 401})
 
     with pytest.raises(Exception, match="401") as failure:
-        run_sync(place.pipeline, tables=["events"], **project.credentials | SMALL_PAGES)
+        run_sync(warehouse.pipeline, tables=["events"], **project.credentials | SMALL_PAGES)
 
     assert isinstance(find_cause(failure.value), AuthenticationError)
     failed = [(one.name, (one.attributes or {}).get("error.type")) for one in spans.get_finished_spans()]

@@ -44,8 +44,6 @@ from posthog_source.tables import DELETED_AT, Column, Table
 from posthog_source.windows import Window
 from tests.conftest import NO_LIMITS, PLAIN_EVENTS, Elsewhere, Project, Server, Warehouse, add_events
 
-pytestmark = pytest.mark.usefixtures("no_pipeline_stays_active")
-
 DAY = timedelta(days=1)
 START = datetime(2026, 1, 10, tzinfo=UTC)
 DAYS = 4
@@ -347,15 +345,15 @@ def test_what_was_left_out_on_purpose_is_not_missing(server: Server, tmp_path: P
         assert named(compare(project, warehouse)) == {("missing", uuids[3]), ("missing", uuid_of(10**6))}
 
 
-def test_a_backfilled_time_is_compared_when_it_is_told(server: Server, place: Warehouse) -> None:
+def test_a_backfilled_time_is_compared_when_it_is_told(server: Server, warehouse: Warehouse) -> None:
     project = server.project(settings={"rate_limits": NO_LIMITS})
     uuids = four_days(project)
-    run_backfill(place.pipeline, START, START + 2 * DAY, **project.credentials)
+    run_backfill(warehouse.pipeline, START, START + 2 * DAY, **project.credentials)
 
     with pytest.raises(SettingsError, match=r"synced none.*--from and --to"):
-        compare(project, place, end=None)
-    assert compare(project, place, start=START, end=START + 2 * DAY).is_equal
-    found = compare(project, place, start=START, end=START + 3 * DAY)
+        compare(project, warehouse, end=None)
+    assert compare(project, warehouse, start=START, end=START + 2 * DAY).is_equal
+    found = compare(project, warehouse, start=START, end=START + 3 * DAY)
     assert named(found) == {("missing", uuid) for uuid in uuids[2 * OF_A_DAY : 3 * OF_A_DAY]}
 
 
@@ -460,18 +458,18 @@ def test_people_who_came_since_the_sync_are_not_missing(product: tuple[Project, 
     assert (after.posthog_rows, after.missing) == (before.posthog_rows + 1, before.missing)
 
 
-def test_people_who_are_marked_as_gone_are_no_extra_rows(server: Server, place: Warehouse) -> None:
+def test_people_who_are_marked_as_gone_are_no_extra_rows(server: Server, warehouse: Warehouse) -> None:
     project = server.project(settings={"rate_limits": NO_LIMITS})
     project.capture(*({"event": "seen", "distinct_id": f"user-{n}"} for n in range(6)))
     people = ["persons", "person_distinct_ids"]
-    place.sync(project, *people, people={"sweep_every_days": 0})
+    warehouse.sync(project, *people, people={"sweep_every_days": 0})
     project.control("POST", "delete/persons", person_ids=[project.person_ids()["user-0"]])
-    assert not compare(project, place, tables=people).is_equal
+    assert not compare(project, warehouse, tables=people).is_equal
 
-    place.sync(project, *people, people={"sweep_every_days": 0})
+    warehouse.sync(project, *people, people={"sweep_every_days": 0})
 
-    assert place.query("SELECT count(*) FROM persons WHERE deleted_at IS NOT NULL") == [(1,)]
-    assert compare(project, place, tables=people).is_equal
+    assert warehouse.query("SELECT count(*) FROM persons WHERE deleted_at IS NOT NULL") == [(1,)]
+    assert compare(project, warehouse, tables=people).is_equal
 
 
 def test_tables_that_posthog_does_not_show_are_told_in_a_line() -> None:

@@ -16,7 +16,6 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, get_args
 
-import pytest
 from dlt.common.configuration.specs import RuntimeConfiguration
 from dlt.common.runtime.collector import LogCollector
 from dlt.common.runtime.collector_base import Collector
@@ -151,7 +150,6 @@ class Steps(Collector):
         self.open -= 1
 
 
-@pytest.mark.usefixtures("no_pipeline_stays_active")
 def test_of_ranges_that_are_read_at_once_a_collector_sees_one_step_and_all_rows(
     project: Project, tmp_path: Path
 ) -> None:

@@ -24,7 +24,7 @@ from tests.conftest import NO_LIMITS, ROOT, Project, Server, Warehouse, add_even
 from tests.schedulers.environment import build_environment
 from tests.test_documents import blocks
 
-pytestmark = [pytest.mark.schedulers, pytest.mark.usefixtures("no_pipeline_stays_active")]
+pytestmark = pytest.mark.schedulers
 
 DAGS = ROOT / "pipelines" / "airflow_dags.py"
 PAGE = (ROOT / "docs" / "airflow.md").read_text(encoding="utf-8")

@@ -22,7 +22,7 @@ from posthog_source.destination import Target, can_merge
 from tests.conftest import NO_LIMITS, Project, Server, add_events
 from tests.warehouses.story import KEYS
 
-pytestmark = [pytest.mark.warehouses, pytest.mark.usefixtures("no_pipeline_stays_active")]
+pytestmark = pytest.mark.warehouses
 
 KEY = {"aws_access_key_id": "a", "aws_secret_access_key": "none", "region_name": "eu-west-1"}
 LOGIN = {"host": "h", "username": "u", "password": "none", "database": "db"}

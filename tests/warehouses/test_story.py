@@ -33,7 +33,7 @@ from tests.warehouses import story, truth
 from tests.warehouses.places import PLACES, Place
 from tests.warehouses.reading import read, read_type
 
-pytestmark = [pytest.mark.warehouses, pytest.mark.usefixtures("no_pipeline_stays_active")]
+pytestmark = pytest.mark.warehouses
 
 PEOPLE = (PERSONS, PERSON_DISTINCT_IDS)
 TABLES: tuple[Table, ...] = (*PEOPLE, GROUPS, COHORT_PEOPLE, FEATURE_FLAGS)
