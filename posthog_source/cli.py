@@ -255,7 +255,9 @@ def query(
 
 @app.command()
 def demo(
-    database: Annotated[Path, typer.Option(help="DuckDB file to load into.")] = Path("posthog.duckdb"),
+    database: Annotated[
+        Path, typer.Option(help="DuckDB file to load into. Its schema posthog_data is replaced.")
+    ] = Path("posthog_demo.duckdb"),
     events: Annotated[int, typer.Option(min=1, help="Events that the emulated product has.")] = 200_000,
     persons: Annotated[int, typer.Option(min=1, help="Its persons.")] = 20_000,
     days: Annotated[int, typer.Option(min=1, help="Days that they spread over.")] = 30,

@@ -177,7 +177,7 @@ def capture_more(emulator: Emulator) -> None:
 
 
 def drop_dataset(pipeline: dlt.Pipeline) -> None:
-    """Starts afresh: an earlier demo's tables go, the rest of the database stays."""
+    """Starts afresh: the dataset of that name goes, the rest of the database stays."""
     with pipeline.destination_client() as client:
         if client.is_storage_initialized():
             client.drop_storage()

@@ -53,6 +53,20 @@ def test_the_demo_syncs_twice_and_shows_rows_and_costs_and_may_be_run_again(tmp_
         assert len(query(database, sql)) > 1
 
 
+def test_the_demo_leaves_the_warehouse_of_a_real_sync_alone(tmp_path: Path) -> None:
+    with duckdb.connect(str(tmp_path / "posthog.duckdb")) as warehouse:
+        warehouse.execute("CREATE SCHEMA posthog_data")
+        warehouse.execute("CREATE TABLE posthog_data.events AS SELECT 42 AS kept")
+
+    done = run_program(*COMMAND, *SMALL, cwd=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    assert query(tmp_path / "posthog.duckdb", "SELECT kept FROM posthog_data.events") == [(42,)]
+    assert "duckdb posthog_demo.duckdb" in done.stdout
+    ((events,),) = query(tmp_path / "posthog_demo.duckdb", "SELECT count(*) FROM posthog_data.events")
+    assert events > 2_000
+
+
 def test_the_command_line_without_a_command_says_what_there_is(tmp_path: Path) -> None:
     done = run_program(*COMMAND[:2], "--help", cwd=tmp_path)
 

@@ -285,4 +285,4 @@ def test_with_its_extra_the_demo_runs_anywhere_under_every_python(
 
     assert done.returncode == 0, done.stderr
     assert re.search(r"^\W*events\s+[\d,]+\s+\+540\b", done.stdout, re.MULTILINE)
-    assert (tmp_path / "posthog.duckdb").exists()
+    assert (tmp_path / "posthog_demo.duckdb").exists()
