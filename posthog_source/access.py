@@ -24,8 +24,8 @@ from posthog_source.windows import Window
 Access = Literal["readable", "denied", "absent"]
 """denied: the key lacks a scope, or may not read the project; absent: not in the plan or on the server."""
 
-READ_SHARE = 1.2
-"""What PostHog reads for what it hands out, at most and in pages of 25,000 rows (README, Costs)."""
+READ_SHARE = 1.25
+"""What PostHog reads for what it hands out, at most and in pages of 25,000 rows (docs/cost.md)."""
 
 PLAN_REQUESTS = 2
 """Questions before the first page of a table that is read in slices: how many rows, and where they lie."""
