@@ -39,19 +39,19 @@ UNTYPED = {"tables": "list of names", "queries": "list of tables, see below"}
 
 TAKERS: tuple[Callable[..., Any], ...] = (posthog_source, posthog_query, run_sync, run_backfill)
 
-SHEETS = re.compile(r" \(\w+\.md[^)]*\)")
-"""Where the maintainers' fact sheets say it."""
+NOTES = re.compile(r" \((?:\w+\.md|posthog/)[^)]*\)|, written by a person who is trusted")
+"""What is for maintainers: where their fact sheets or PostHog's source say it, and who is trusted."""
 
 HEAD = """# Settings
 
 Made from the code by `docs/write_settings.py`.
 
-Of a setting that is written in several places, the first of these is taken: an argument, the environment,
-`.dlt/secrets.toml`, `.dlt/config.toml`. What is set for one pipeline, as `[my_pipeline.sources.posthog]` or
-`MY_PIPELINE__SOURCES__POSTHOG__…`, comes before what is set for all. In the environment, lists and tables are
+A setting is taken from the first of these places that has it: an argument, the environment,
+`.dlt/secrets.toml`, `.dlt/config.toml`. A value for one pipeline, in `[my_pipeline.sources.posthog]` or
+`MY_PIPELINE__SOURCES__POSTHOG__…`, comes before a value for all. In the environment, lists and tables are
 JSON. A clone, `posthog_source.clone(name="eu", section="eu")`, has `[sources.eu]`. `run_sync` and
 `run_backfill` pass further arguments on to the source. A key that names no setting does nothing, and a
-warning names the nearest."""
+warning names the nearest one."""
 
 QUERIES = (
     "Each is a table of your own. As arguments: `posthog_query(name, query, …)`, or "
@@ -166,7 +166,7 @@ def _told(owner: Any, title: str) -> dict[str, str]:
         _, _, below = (inspect.getdoc(each) or "").partition(f"{title}:\n")
         entries = re.split(r"\n\n|\n(?=    \w)", below.split("\n\n", 1)[0])
         for name, text in (entry.strip().split(": ", 1) for entry in entries if ": " in entry):
-            told[name] = SHEETS.sub("", " ".join(text.split()).replace("``", "`"))
+            told[name] = NOTES.sub("", " ".join(text.split()).replace("``", "`"))
     return told
 
 

@@ -69,18 +69,17 @@ class Settings:
         end: First instant not to export; None means now less the lag, and moves the stored cursor.
         look_ahead: Queries in flight. PostHog allows a team 3 at once (query_api.md 2.4); two leave
             one for people.
-        query_timeout_s: How long one query may take to answer: 10 s of ClickHouse time on Cloud, 60 s
-            elsewhere, 30 s of queueing for a free place, and the transfer.
-        max_attempts: Tries of one request before its last error stands.
-        wait_deadline_s: Longest total wait that PostHog may impose on one request. Its hourly limits
+        query_timeout_s: How many seconds one query may take to answer: up to 10 s of ClickHouse time on
+            Cloud or 60 s elsewhere, 30 s of waiting for its turn, and the transfer.
+        max_attempts: How often one request is tried before its error ends the run.
+        wait_deadline_s: Most seconds that PostHog's limits may hold up one request in all. Its hourly limits
             ask for up to an hour.
-        queries_per_minute: PostHog's limit for a key (query_api.md 2.5).
-        queries_per_hour: The same.
-        rows_per_commit: Events that one run reads at most, by whole days (of which one may have a tenth
-            more) or event names, leaving the rest to the next; None reads all there are. `run_sync` sets
-            it, runs until nothing is left, and reads what a killed run has left unloaded again instead of
-            letting dlt load it.
-        meter_reads: Whether to ask PostHog's query_log, once a table, what the queries made it read.
+        queries_per_minute: Queries a minute to keep to: PostHog's limit for a key (query_api.md 2.5).
+        queries_per_hour: Queries an hour to keep to: PostHog's limit for a key (query_api.md 2.5).
+        rows_per_commit: Most events that one load holds (a single day may exceed it by a tenth); the rest
+            waits for the next load. `run_sync` and `run_backfill` default to 500,000; a plain
+            `pipeline.run` reads everything at once.
+        meter_reads: Whether to ask PostHog's query_log, once a table, how many bytes the queries read.
     """
 
     project_id: int
@@ -123,8 +122,8 @@ class TableSettings:
     """What one table read by HogQL may need.
 
     Attributes:
-        page_rows: Rows asked for in one answer. A page is held in memory `look_ahead` + 1 times; at 1 kB
-            a row, 25,000 rows are 25 MB of JSON. At most 50,000, PostHog's cap.
+        page_rows: Rows requested in one answer. `look_ahead` + 1 pages are held in memory; at 1 kB a row,
+            25,000 rows are 25 MB of JSON. At most 50,000, PostHog's cap.
     """
 
     page_rows: int = 25_000
@@ -141,12 +140,13 @@ class ResultsSettings:
     any of the three, every saved one.
 
     Attributes:
-        tags: Tags of insights. Sorted.
-        dashboards: Numbers of the dashboards that show them. Sorted.
-        short_ids: As in the insights' addresses. Sorted.
-        refresh: ``force_cache`` takes what PostHog has computed before, however old, and never makes it
-            compute; ``blocking`` has it compute what it holds for stale, which a range that was over when it
-            was computed never is (posthog/caching/utils.py); ``force_blocking`` has it compute everything.
+        tags: Tags of the insights to load.
+        dashboards: Numbers of the dashboards that show them.
+        short_ids: Their short ids, as in their addresses.
+        refresh: ``force_cache`` loads what PostHog has already computed, however old, and never makes it
+            compute; ``blocking`` makes it compute results that it considers stale, which a range that was
+            over when it was computed never is (posthog/caching/utils.py); ``force_blocking`` makes it
+            compute everything.
     """
 
     tags: tuple[str, ...] = ()
@@ -166,15 +166,15 @@ class PeopleSettings(TableSettings):
     """What only the tables of people need.
 
     Attributes:
-        sweep_every_days: How often all of persons and person_distinct_ids are read. In between, a sync reads
-            those whom events have touched; only a sweep finds who was deleted, or edited in PostHog itself.
-            And how often the members of a cohort are read of which PostHog tells no change. 0 reads all
-            every time.
-        deletes: What becomes of rows that are gone from PostHog: ``soft`` keeps them with a ``deleted_at``,
-            since a row may be missing because of what the key's owner may see; ``hard`` deletes them;
-            ``ignore`` leaves them as they are.
-        cohort_history: Whether to keep, in a table cohort_people_history, who entered and left which cohort
-            and when.
+        sweep_every_days: Days between sweeps, which read all of persons and person_distinct_ids. In between,
+            a sync reads those who did something; only a sweep finds people who were deleted, or edited in
+            PostHog itself. The members of cohorts for which PostHog reports no change are read as often.
+            0 reads everything every time.
+        deletes: What happens to rows that are gone from PostHog: ``soft`` keeps them with a ``deleted_at``,
+            since a row may only be hidden from the key's owner; ``hard`` deletes them; ``ignore`` leaves
+            them as they are.
+        cohort_history: Whether to record in the table cohort_people_history who entered and left which
+            cohort, and when.
     """
 
     sweep_every_days: float = 7.0
@@ -192,31 +192,31 @@ class EventsSettings(TableSettings):
     """What only events need.
 
     Attributes:
-        lag_s: The newest window ends this many seconds before now, since an event is visible only some
+        lag_s: The newest window ends this many seconds before now, since an event becomes visible only some
             time after its ``created_at``.
-        lookback_s: A sync reads again what lies this many seconds before its last window, and replaces
-            it: events that arrive late by less are there after the next sync. Crossing midnight costs a
-            day's read, within the day it costs nothing more (read_cost.md).
-        late_arrival_days: How long after it happened an event may arrive and still be found: mobile and
-            offline clients send days later. 0 looks for none.
-        future_days: How far ahead of now events are read that clients with fast clocks have sent; 0 leaves
-            them until their time comes. They never move the cursor.
-        late_arrival_every_s: How often to look, since PostHog reads two narrow columns of all those days
-            to find them, and a granule of 8,192 rows for each late row.
+        lookback_s: A sync also reads again, and replaces, this many seconds before its last window, and so
+            finds events that arrived late by less. If that crosses midnight it costs the read of another
+            day, within a day nothing more (read_cost.md).
+        late_arrival_days: How many days late an event may arrive and still be found: mobile and offline
+            clients send days later. 0 searches for none.
+        future_days: How many days ahead of now to read events, which clients with fast clocks send; 0 leaves
+            them until that time comes. They never move the cursor.
+        late_arrival_every_s: Seconds between searches for late events. Each makes PostHog read two narrow
+            columns of all those days, and a granule of 8,192 rows for each late row.
         write_mode: ``window`` replaces the synced window, ``upsert`` merges by uuid, ``append`` only adds.
         person_id: ``ingested`` is the person at ingestion, as in PostHog's own exports; ``current``
-            follows merges, at the price of a join in every query.
+            follows merges, at the cost of a join in every query.
         person_properties: Whether to load the person's properties as stored on the event.
         properties: Whether to load the event's properties.
-        event_names: Names of the events that are read; empty means all. Sorted.
-        exclude_event_names: Names of events that are not. Sorted.
-        where: A HogQL condition that the events must meet, written by a person who is trusted; empty means
-            none. PostHog tries it out before anything is read.
-        promote: Properties that get a column of their own, and its type. PostHog takes the value from the
-            stored JSON, not by its own guess of the property's type, which can lose it (hogql.md 5); a value
-            that does not fit is null.
-        json_columns: ``json`` types ``properties`` as JSON in the warehouse, ``text`` as text; ``auto``
-            takes json where the destination's loader takes it from Parquet or CSV.
+        event_names: Names of the events to read; empty means all.
+        exclude_event_names: Names of events to leave out.
+        where: A HogQL condition that the events must meet, sent as it is written, so never make it from
+            untrusted input; empty means none. PostHog tries it out before anything is read.
+        promote: Properties that get a column of their own, and its type. The value is taken from the stored
+            JSON, not by PostHog's guess of the property's type, which can lose it (hogql.md 5); a value that
+            does not fit is null.
+        json_columns: Type of ``properties`` in the warehouse: ``json``, ``text``, or ``auto``, which is json
+            if the destination can load that from Parquet or CSV.
     """
 
     lag_s: float = 300.0
