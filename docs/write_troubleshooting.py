@@ -38,30 +38,42 @@ HEAD = """# Troubleshooting
 
 Made from the code by `docs/write_troubleshooting.py`.
 
-An error is one line: what happened, where, and what to do. Search this page for its words; what varies stands
-in braces. The line is
+## By symptom
 
-- on the command line, the last one on stderr, with exit code 2;
-- of earlier runs, in the column `error` of `_posthog_runs`, and in `posthog-source status`;
-- in Python, that of `find_cause(error)`: dlt wraps errors in its own. All are `PosthogSourceError`s.
+- **Fewer events than in PostHog.** The newest 5 minutes wait for the next sync (`events.lag_s`), and late
+  events are found once a day. If events are still missing after that, run `posthog-source verify`.
+- **A table is missing.** Look for `is left as it is` in the log, or run `posthog-source check`.
+- **Deleted people are still there.** They are marked with `deleted_at`, at the latest by the sweep every 7
+  days: [people](people.md#sweeps-and-deletions).
+- **A warehouse query counts events twice.** See [duplicates](events.md#duplicates).
 
-What PostHog says in its own words follows after `PostHog says:`. An error that is asked again by itself only
-shows when that did not help: `max_attempts` tries, with growing waits between them. Whatever the error, what
-earlier commits loaded stays, nothing of the failed one is loaded, and the next run goes on from there.
+## Error messages
 
-| error | is a | means | asked again by itself |
+An error is one line: what happened, where, and what to do. Search this page for its words; braces stand for
+what varies. You find the line
+
+- on the command line: the last one on stderr, with exit code 2;
+- of earlier runs: in the column `error` of `_posthog_runs`, and in `posthog-source status`;
+- in Python: as the text of `find_cause(error)`, since dlt wraps errors in its own. All are
+  `PosthogSourceError`s.
+
+PostHog's own words follow after `PostHog says:`. An error that is retried automatically shows only if that
+did not help: `max_attempts` tries, with growing waits between them. After any error, earlier commits stay
+loaded, nothing of the failed one is loaded, and the next run continues from there.
+
+| error | is a | means | retried automatically |
 | --- | --- | --- | --- |"""
 
 WARNINGS = """
 ## Warnings
 
-The run goes on, and something is otherwise than one might think. Warnings come through
-[dlt's logger](visibility.md#logs), at its default level too."""
+The run continues, but something may not be as you expect. Warnings go through
+[dlt's logger](visibility.md#logs), and are shown at its default level."""
 
 OTHERS = """
-## Errors of others
+## Other errors
 
-What is dlt's, the warehouse's or the machine's own keeps its words, in a line on the command line:"""
+Errors of dlt, the warehouse or the machine keep their own words, in one line on the command line:"""
 
 
 def written() -> str:
