@@ -54,7 +54,7 @@ TESTED_ELSEWHERE = {"airflow", "dagster", "destinations", "prefect", "schedulers
 
 PAGES = sorted(path for path in (ROOT / "docs").glob("**/*.md") if path.stem not in TESTED_ELSEWHERE)
 FIRST = ROOT / "docs" / "getting-started.md"
-TELLING = ("getting-started", "verify")
+TELLING = ("getting-started", "queries", "verify")
 """Pages whose commands are run, and what they are said to print is compared."""
 
 KNOWN = known_settings(posthog_source.posthog_source)
