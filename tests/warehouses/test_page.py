@@ -9,7 +9,13 @@ import pytest
 from tests.warehouses.places import PAGE, PLACES
 from tests.warehouses.test_sql import CHECKED
 
-HEAD = ["destination", "status", "rows are replaced by", "JSON columns are", "a new table of events lies"]
+HEAD = [
+    "destination",
+    "status",
+    "rows are replaced by",
+    "JSON columns are",
+    "partitioning of a new events table",
+]
 
 
 def rows() -> dict[str, list[str]]:
