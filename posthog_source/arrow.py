@@ -12,6 +12,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import reduce
 from itertools import chain
 
 import orjson
@@ -169,6 +170,15 @@ def drop_copies(page: pa.Table, key: Sequence[str]) -> pa.Table:
     numbered = page.select(list(key)).append_column("row", pa.array(range(page.num_rows), pa.int64()))
     last = numbered.group_by(list(key)).aggregate([("row", "max")]).column("row_max")
     return page if len(last) == page.num_rows else page.take(last.combine_chunks().sort())
+
+
+def count_runs(page: pa.Table, key: Sequence[str]) -> int:
+    """Different keys of a page that is sorted by them."""
+    if page.num_rows < 2:
+        return int(page.num_rows)
+    columns = [page.column(name) for name in key]
+    changes = (pc.not_equal(column[1:], column[:-1]) for column in columns)
+    return 1 + int(pc.sum(reduce(pc.or_, changes)).as_py())
 
 
 def replace_nul(page: pa.Table, table: Table) -> pa.Table:

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 from posthog_source.arrow import (
     Answer,
+    count_runs,
     drop_copies,
     last_row,
     parse_instant,
@@ -136,7 +137,6 @@ class Plan:
     def take(self, rows: int | None) -> tuple[Plan, Plan]:
         """What a commit of `rows` rows reads of it, where received and counted are compared, and the rest."""
         taken, left = take(self.slices, rows=rows)
-        taken[-1] = replace(taken[-1], closes=True)
         return replace(self, slices=tuple(taken)), replace(self, slices=tuple(left))
 
 
@@ -147,6 +147,7 @@ class Page:
     Attributes:
         rows: Without NUL, and one of each key.
         received: Rows that came.
+        keys: Different page keys among them.
         limit: LIMIT that was asked for.
         last: Page key of the last row, for the next page; None when no row came.
         in_background: Whether it was too heavy for a query that is waited for.
@@ -154,6 +155,7 @@ class Page:
 
     rows: pa.Table
     received: int
+    keys: int
     limit: int
     last: tuple[Cell, ...] | None
     in_background: bool = False
@@ -401,7 +403,7 @@ class Reader:
 
     def _iter_pages(self, plan: Plan) -> Generator[pa.Table]:
         group: list[Slice] = []
-        received = 0
+        received = keys = 0
         scope = self._client.cancel_scope()
         fetched = ordered_prefetch(
             scope.bind(lambda slice_: self._try_first_page(plan, slice_)),
@@ -413,12 +415,14 @@ class Reader:
             group.append(slice_)
             for page in self._iter_slice(plan, slice_, first):
                 received += page.received
+                keys += page.keys
                 yield self._hand_on(page)
                 del page
             if slice_.closes:
-                if received < sum(member.rows for member in group):
-                    yield from self._iter_again(plan, enclose(group), received)
-                group, received = [], 0
+                whole = enclose(group)
+                if received < whole.rows or not whole.is_counted:
+                    yield from self._iter_again(plan, whole, keys)
+                group, received, keys = [], 0, 0
 
     def _hand_on(self, page: Page) -> pa.Table:
         """The page's rows, less those handed on before where the load cannot sort them out.
@@ -606,12 +610,12 @@ class Reader:
             )
             self.page_rows = rows
 
-    def _iter_again(self, plan: Plan, whole: Slice, received: int) -> Iterator[pa.Table]:
-        """Recounts a part in which rows are missing, and reads it again if they are really there."""
+    def _iter_again(self, plan: Plan, whole: Slice, keys: int) -> Iterator[pa.Table]:
+        """Recounts a part in which rows may be missing, and reads it again if they are really there."""
         expected = self._fetch_distinct(plan, whole)
-        if received >= expected:
+        if keys >= expected:
             return  # deleted since, or duplicates that ClickHouse has merged by now
-        what = f"{self.table.name}: {received} rows came where PostHog counts {expected}"
+        what = f"{self.table.name}: {keys} rows came where PostHog counts {expected}"
         if not self._may_repeat:
             raise MissingRowsError(
                 f"{what}; reading them again would double the others in this write_mode. "
@@ -619,12 +623,12 @@ class Reader:
             )
         logger.warning("%s; reading that part again.", what)
         self.parts_read_again += 1
-        received = 0
+        keys = 0
         first = self._fetch_lighter_page(plan, whole, None, self.page_rows)
         for page in self._iter_rest(plan, whole, first, trusted_rows=float("inf")):
-            received += page.received
+            keys += page.keys
             yield self._hand_on(page)
-        if received < self._fetch_distinct(plan, whole):
+        if keys < self._fetch_distinct(plan, whole):
             raise MissingRowsError(f"{what}, twice. Nothing of this run is loaded; run again later.")
 
     def _fetch_lighter_page(
@@ -680,7 +684,8 @@ class Reader:
             )
         clean = drop_copies(replace_nul(rows, self.table), self.table.primary_key[1:])
         self._client.proof.rows = max(self._client.proof.rows, rows.num_rows)
-        return Page(clean, rows.num_rows, limit, last, in_background)
+        keys = count_runs(rows, self.table.page_key)
+        return Page(clean, rows.num_rows, keys, limit, last, in_background)
 
     def _find_absent(self) -> frozenset[str]:
         """Optional columns that this server does not know; asked once, told once."""

@@ -117,14 +117,15 @@ class Slice:
         lower: Its first place; None is the line's beginning, before any label counted.
         upper: The first place after it; None is the line's end, after any label counted.
         parts: What was counted inside, in order.
-        closes: Whether all rows since the last closing slice lie between places that were counted
-            exactly, so that received and counted may be compared here.
+        closes: Whether received and counted are compared here, of all rows since the last closing slice.
+        is_counted: Whether those lie between places that were counted exactly; else they are counted anew.
     """
 
     lower: Bound | None = None
     upper: Bound | None = None
     parts: tuple[Part, ...] = ()
     closes: bool = True
+    is_counted: bool = True
 
     @property
     def rows(self) -> int:
@@ -303,8 +304,13 @@ def take(left: Sequence[Slice], *, rows: int | None) -> tuple[list[Slice], list[
     """The next commit's slices, of `rows` rows at most but for a larger one or a small rest; and the rest."""
     sizes = [slice_.rows for slice_ in left]
     is_rest = rows is not None and sum(sizes) <= rows * FULLEST
-    taken = count_fitting(sizes, rows=None if is_rest else rows)
-    return list(left[:taken]), list(left[taken:])
+    count = count_fitting(sizes, rows=None if is_rest else rows)
+    taken, rest = list(left[:count]), list(left[count:])
+    if not taken[-1].closes:
+        taken[-1] = replace(taken[-1], closes=True, is_counted=False)
+        end = next(i for i, slice_ in enumerate(rest) if slice_.closes)
+        rest[end] = replace(rest[end], is_counted=False)
+    return taken, rest
 
 
 def count_fitting(sizes: Sequence[int], *, rows: int | None) -> int:
@@ -322,7 +328,7 @@ def halve(whole: Slice) -> list[Slice]:
 def enclose(group: Sequence[Slice]) -> Slice:
     """One slice from the first's beginning to the last's end."""
     parts = tuple(part for slice_ in group for part in slice_.parts)
-    return Slice(group[0].lower, group[-1].upper, parts, group[-1].closes)
+    return replace(group[-1], lower=group[0].lower, parts=parts)
 
 
 def plan_prefixes(

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import pyarrow as pa
 import pytest
@@ -370,6 +371,33 @@ def test_rows_missing_from_an_answer_are_noticed_and_read_again(
     assert set(uuids) == set(expected)
     assert reader.has_copies
     assert "events: 97 rows came where PostHog counts 100; reading that part again." in caplog.messages
+
+
+def test_copies_do_not_hide_that_rows_are_missing(busy_project: Project, client: Client) -> None:
+    expected = add_events(busy_project, 100)
+    add_events(busy_project, 100)
+    busy_project.faults("query", {"pass": True}, {"kind": "drop_rows", "rows": 30})
+
+    assert set(column(read(reader_of(client, busy_project, page_rows=1_000), TEST_DAY))) == set(expected)
+
+
+def test_rows_missing_where_a_commit_ends_between_counts_are_noticed(
+    busy_project: Project, client: Client
+) -> None:
+    first = 1 << 63  # the variant's bits
+    evenly, more_in_the_first = [n << 52 for n in range(1_024)], range(1, 9)
+    ids = [str(UUID(int=first + n)) for n in (*evenly, *more_in_the_first)]
+    busy_project.rows("person", id=ids, version=[0] * len(ids))
+    busy_project.settings(person_last_seen=True)
+    reader = reader_of(client, busy_project, page_rows=300, table=PERSONS)
+    commit, rest = reader.fetch_rest(None).take(300)
+    assert commit.slices
+    assert rest.slices
+    busy_project.faults("query", {"kind": "drop_rows", "rows": 3})
+
+    found = column([page for plan in (commit, rest) for page in reader.iter_pages(plan)], "id")
+
+    assert set(found) == set(ids)
 
 
 def test_an_answer_cut_to_less_than_it_should_hold_is_followed_to_its_end(
