@@ -96,7 +96,7 @@ class _Ledger:
                 Bound.of_texts(found, begins_with_day=begins_with_day),
                 found["is_late"],
             )
-        if UNTIL not in self._state or self._begins_earlier():
+        if UNTIL not in self._state or self._starts_earlier():
             return Read(now, lower=self._day(self._start))
         looked_at, until = (datetime.fromisoformat(self._state[key]) for key in (LOOKED_AT, UNTIL))
         is_late = now - looked_at >= LATE_EVERY
@@ -107,7 +107,7 @@ class _Ledger:
         floor = max(filter(None, (since - timedelta(days=days), self._start)))
         return Read(now, since, self._day(floor), is_late)
 
-    def _begins_earlier(self) -> bool:
+    def _starts_earlier(self) -> bool:
         known = self._state.get(START)
         return known is not None and (self._start is None or self._start < datetime.fromisoformat(known))
 
@@ -175,9 +175,10 @@ class _Stream:
 
     def _iter_read(self, target: Target, reader: Reader) -> Iterator[Any]:
         """One commit of what there is to read."""
-        # end_date makes a run a backfill of events, and start_date its beginning.
-        start = None if self._settings.end else self._settings.start
-        ledger = _Ledger(claim_state(self._settings), self._table, start)
+        state, start = claim_state(self._settings), self._settings.start
+        if self._settings.end:  # a backfill of events, and start_date its beginning
+            start = datetime.fromisoformat(state[START]) if state.get(START) else None
+        ledger = _Ledger(state, self._table, start)
         read = ledger.next_read(self._clock())
         rest = reader.fetch_rest(read.lower, read.among, known=self._left)
         plan, left = rest.take(self._settings.rows_per_commit)

@@ -22,6 +22,7 @@ from posthog_source.client import Client
 from posthog_source.config import EventsSettings, Settings, build_settings, parse_instant
 from posthog_source.destination import destination_of
 from posthog_source.errors import AccessDeniedError, SettingsError, find_cause
+from posthog_source.query_tables import parse_queries
 from posthog_source.source import EventsConfig, Written, table_settings
 from posthog_source.tables import RestTable, Table
 
@@ -119,6 +120,7 @@ def _checked(
     max_attempts: Written = None,
     queries_per_minute: Written = None,
     queries_per_hour: Written = None,
+    queries: Written = None,
 ) -> DltResource:
     """One row, the checkup's. A source, since dlt gives settings to nothing else."""
     settings = build_settings(
@@ -131,7 +133,7 @@ def _checked(
         queries_per_minute=queries_per_minute,
         queries_per_hour=queries_per_hour,
     )
-    wanted, named = choose_tables(tables)
+    wanted, named = choose_tables(tables, [query.name for query in parse_queries(queries)])
     chosen = table_settings(EventsSettings, "events", events or EventsConfig())
     known = (events_table(chosen), *TABLES[1:], *ON_REQUEST)
     on_request = {table.name for table in ON_REQUEST} - named

@@ -705,7 +705,7 @@ class _Patience:
             return True
         imposed_s = self._imposed_s(error)
         if imposed_s is not None and state.idle_for + imposed_s > self._deadline_s:
-            raise DeadlineError(self._beyond_deadline(imposed_s)) from error
+            raise DeadlineError(self._beyond_deadline(imposed_s, error)) from error
         return False
 
     def tell(self, state: RetryCallState) -> None:
@@ -734,7 +734,13 @@ class _Patience:
             return min(tries, FIRST_CONTACT_TRIES)
         return tries
 
-    def _beyond_deadline(self, wait_s: float) -> str:
+    def _beyond_deadline(self, wait_s: float, error: BaseException | None = None) -> str:
+        if isinstance(error, RateLimitedError) and error.retry_after_s is None:
+            return (
+                f"PostHog has refused {self.request.where} for wait_deadline_s = {self._deadline_s:.0f} and "
+                "does not say until when: other queries take all places, or a quota is spent. See PostHog's "
+                f"billing page, or run again later. {error}"
+            )
         until = datetime.now(UTC) + timedelta(seconds=wait_s)
         return (
             f"PostHog's limits hold {self.request.where} for {wait_s:.0f} s more, until "

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 from posthog_source.config import EventsSettings
 from posthog_source.errors import SettingsError
 from posthog_source.query import Settled
-from posthog_source.windows import Window
+from posthog_source.windows import EPOCH, Window
 
 BUCKET_ROWS = 100
 """Rows of a bucket, about: what one differing row makes both sides list."""
@@ -28,7 +28,6 @@ NAMED_ROWS = 1_000
 VISIBILITY_S = 900
 """How long after created_at a row may be seen, as `events` reckons."""
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Kind = Literal["missing", "extra", "duplicate", "changed"]
 """missing: in PostHog alone; extra: in the warehouse alone, such as what PostHog has deleted since;

@@ -1,7 +1,7 @@
 """Everything that can go wrong, as one tree, and the one place that reads PostHog's error answers.
 
     PosthogSourceError
-    ├── SettingsError                a setting is missing or cannot be right; nothing was sent
+    ├── SettingsError                a setting is missing or wrong; mostly told before anything is sent
     ├── ApiError                     PostHog answered, and the answer is a refusal (.status, .code)
     │   ├── QueryRefusedError        400  the query or request itself is at fault
     │   ├── AuthenticationError      401  key revoked, or another region's key
@@ -24,8 +24,8 @@
         ├── StuckCursorError         a page ended where it began
         └── UnexpectedAnswerError    columns or types that the table does not declare
 
-``transient`` errors are worth asking again; `client` does so, below the page generators. Nothing in the
-package decides by the text of a message.
+``transient`` errors are worth asking again; `client` does so, below the page generators. Whether to ask
+again is never decided by the text of a message.
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ class RateLimitedError(ApiError):
     """429: too many requests at once, in a minute or in an hour, or the quota of bytes is spent.
 
     The connector waits as long as PostHog says, and where it does not say, from half a minute on, longer each
-    time. What still stands after ``max_attempts`` may be a spent quota, or others who use the team's three
-    places: look at PostHog's billing page, or run again later.
+    time. The waits end with ``wait_deadline_s``, in a `DeadlineError`. Then a quota may be spent, or others
+    use the team's three places: look at PostHog's billing page, or run again later.
 
     Attributes:
         retry_after_s: Seconds to wait as PostHog says, or None when it does not say, which means that
@@ -262,7 +262,7 @@ _MEANINGS: Mapping[int, tuple[type[ApiError], str]] = {
     ),
     402: (
         QuotaSpentError,
-        "the plan or its quota does not allow this; it opens again with the next billing period",
+        "the plan or its quota does not allow this; a spent quota opens again with the next billing period",
     ),
     403: (
         AccessDeniedError,

@@ -28,10 +28,17 @@ from posthog_source.ledger import Backlog, Chunk, Ledger
 from posthog_source.pagination import Reader
 from posthog_source.query import Late
 from posthog_source.sweeps import LateLook, remember_late
-from posthog_source.windows import FULLEST, Count, Window, clip, join, pack_days, touches, windows_of_days
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-"""Cursor of a table that was never synced."""
+from posthog_source.windows import (
+    EPOCH,
+    FULLEST,
+    Count,
+    Window,
+    clip,
+    join,
+    pack_days,
+    touches,
+    windows_of_days,
+)
 
 CHUNK_ROWS = 1_000_000
 """Rows whose counts by day and name are held in memory at once."""

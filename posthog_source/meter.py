@@ -30,7 +30,7 @@ def fetch_read_bytes(metered: Client) -> int | None:
         try:
             answer = metered.query(build_read_bytes(metered.query_label), read_answer)
         except ApiError as error:
-            logger.info("What PostHog read is not known. %s", error)
+            logger.warning("What PostHog read is not known, so no budget of bytes is kept. %s", error)
             return None
         ((queries, read_bytes),) = answer.cells()
         known = int(read_bytes or 0)

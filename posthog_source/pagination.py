@@ -86,7 +86,7 @@ SAMPLES_PER_PAGE = 100
 """Sampled keys per slice: their spacing then varies by about a tenth of a page."""
 
 HEAVY_SHARE = 100
-"""A value of a hash that has a page's rows divided by this is looked at by itself."""
+"""A value of a hash that has a page's rows divided by this is planned by itself."""
 
 TRUSTED_SHARE = 0.75
 """A page shorter than asked ends its slice when this share of the expected rows has come; else PostHog
@@ -97,7 +97,7 @@ SMALLEST_SHARE = 64
 may take PostHog's whole 10 s."""
 
 MAX_ROWS_COMPARED = 1_000_000
-"""Rows among which copies are looked for, at about 100 bytes each; a larger load is taken to have some."""
+"""Rows among which copies are looked for, at about 100 bytes each; a larger load is assumed to have some."""
 
 logger = logging.getLogger("posthog_source")
 
@@ -618,8 +618,8 @@ class Reader:
         what = f"{self.table.name}: {keys} rows came where PostHog counts {expected}"
         if not self._may_repeat:
             raise MissingRowsError(
-                f"{what}; reading them again would double the others in this write_mode. "
-                "Run again, or set write_mode to window."
+                f"{what}; reading them again would double the others, since this load only adds rows. Run "
+                "again; events that are replaced (write_mode = window) are read again by themselves."
             )
         logger.warning("%s; reading that part again.", what)
         self.parts_read_again += 1

@@ -125,7 +125,10 @@ class _Commit:
     def reader(self, table: HogqlTable, absent: frozenset[str] | None = None) -> Reader:
         """Of one of the tables of people."""
         shared = self.shared
-        return Reader.of(self.client, table, shared.settings, shared.people, may_repeat=True, absent=absent)
+        may_repeat = self.target.can_merge
+        return Reader.of(
+            self.client, table, shared.settings, shared.people, may_repeat=may_repeat, absent=absent
+        )
 
     def visible_until(self, at: datetime) -> datetime:
         """Up to when PostHog shows all events at that instant."""

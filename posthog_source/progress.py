@@ -53,7 +53,7 @@ class RichProgress(Collector):
         if label or name in QUIET_COUNTERS or name.startswith("_dlt"):
             return
         if name not in self._tasks:
-            step = self.step.split()[0].lower()
+            step = self.step.partition(" ")[0].lower()
             self._tasks[name] = self._bars.add_task(f"{step:9} {name}", total=total)
         elif inc_total:
             known = self._bars.tasks[self._tasks[name]].total or 0

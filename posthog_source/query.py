@@ -3,7 +3,7 @@
 Values of a person's or PostHog's making travel as placeholders, which become constants of the parsed
 query (query_api.md 6.6), never as text. Times are always `toDateTime64('…', 6, 'UTC')`: any other form
 is read in the project's zone, truncated, or turned into NULL in silence (query_api.md 6.3). Upper bounds
-are closed, since `< midnight` makes ClickHouse read the next day too (measured; see `day` below).
+are closed, since `< midnight` makes ClickHouse read the next day too (measured; see `_day_range`).
 
 Not here: what to ask (`pagination`) and what comes back (`arrow`).
 """
@@ -30,12 +30,11 @@ from posthog_source.fingerprint import (
 )
 from posthog_source.statement import Statement
 from posthog_source.tables import Column, Condition, HogqlTable, LabelField, QueryTable, SortKey
-from posthog_source.windows import Bound, Label, Slice, Window
+from posthog_source.windows import EPOCH, Bound, Label, Slice, Window
 
 MAX_DAYS = 10_000
 MICROSECOND = timedelta(microseconds=1)
 DAY = timedelta(days=1)
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 NUL, NO_NUL = "\0", "\ufffd"
 """What no warehouse takes, and what is loaded instead."""

@@ -166,8 +166,9 @@ class Gate:
         """How many more calls its longest rate lets through now."""
         with self._changed:
             lane, now = self._lanes[name], self._clock()
-            rate = max(lane.rates, key=lambda rate: rate.per_s)
-            return rate.calls - sum(at > now - rate.per_s for at in lane.sent)
+            longest_s = max(rate.per_s for rate in lane.rates)
+            sent = sum(at > now - longest_s for at in lane.sent)
+            return min(rate.calls for rate in lane.rates if rate.per_s == longest_s) - sent
 
     def pause(self, name: str, seconds: float) -> None:
         """Lets nobody through for `seconds` from now. A longer pause already set stands."""

@@ -23,7 +23,7 @@ from posthog_source.config import EventsSettings, PeopleSettings, ResultsSetting
 from posthog_source.definitions import DEFINITIONS, DETAILS
 from posthog_source.destination import Target, build_resource, claim_state, metered
 from posthog_source.errors import AccessDeniedError, NotFoundError, QuotaSpentError
-from posthog_source.events import EPOCH, build_events, utc_now
+from posthog_source.events import build_events, utc_now
 from posthog_source.membership import build_membership
 from posthog_source.people import build_people
 from posthog_source.queries import build_query
@@ -31,6 +31,7 @@ from posthog_source.query_tables import QuerySettings
 from posthog_source.rest import Activity, fetch_activity, fetch_all, gone_to_table, iter_changed
 from posthog_source.results import build_results
 from posthog_source.tables import RestTable
+from posthog_source.windows import EPOCH
 
 ACTIVITY_OVERLAP = timedelta(minutes=5)
 """Of what the activity log tells, read again: an entry may be seen only some time after it says."""
@@ -110,7 +111,7 @@ def _changes(client: Client, settings: Settings, table: RestTable, named: Collec
                 rows += page.num_rows
                 yield page
                 since = max(since, newest)
-                cursor.advance(since)
+            cursor.advance(since)  # not before all has come: what is left out half-way is read anew
             dlt.current.resource_metrics()["rows"] = rows
 
     return build_resource(table, changes)

@@ -19,8 +19,14 @@ import pyarrow as pa
 
 from posthog_source.arrow import items_to_table, parse_instant
 from posthog_source.client import Client, Parent
-from posthog_source.errors import MissingRowsError, NotFoundError, UnexpectedAnswerError
+from posthog_source.errors import (
+    MissingRowsError,
+    NotFoundError,
+    StuckCursorError,
+    UnexpectedAnswerError,
+)
 from posthog_source.tables import Column, Pass, RestTable, snake_case
+from posthog_source.windows import EPOCH
 
 LIST_ATTEMPTS = 3
 SECRET = re.compile("secret|token|password|credential|api_key|private_key")
@@ -91,6 +97,10 @@ def iter_changed(
         if not page.get("next"):
             return
         if not fresh:
+            if len(items) < limit:
+                raise StuckCursorError(
+                    f"PostHog hands out {len(items)} of {table.path} at most, and they share one instant."
+                )
             limit *= 2  # more items share one instant than fit a page
 
 
@@ -179,7 +189,7 @@ def _iter_newest(
     if since is not None and table.cursor_param:
         asked[table.cursor_param] = since.astimezone(UTC).isoformat()
     for owner in list(_iter_rows(client, table.each)) if table.each else [{}]:
-        for page in client.list(table.path.format_map(owner), asked, rate=table.rate_class):
+        for page in _pages_of_one(client, table, owner, asked):
             items = _results(page)
             fresh = [item for item in items if since is None or _instant(item, table) >= since]
             if fresh:
@@ -203,12 +213,30 @@ def _iter_rows(client: Client, table: RestTable) -> Iterator[Item]:
                 yield from ({**row, **each.stamps} for row in _rows_of(item, table))
 
 
+def _pages_of_one(
+    client: Client, table: RestTable, owner: Item, params: Mapping[str, str]
+) -> Iterator[dict[str, object]]:
+    """The list of one item of another list; nothing where it has gone meanwhile."""
+    path = table.path.format_map(owner)
+    try:
+        yield from client.list(path, params, rate=table.rate_class)
+    except NotFoundError:
+        if not owner:
+            raise
+        _tell_gone(table, path)
+
+
 def _rows_of_one(client: Client, table: RestTable, owner: Item) -> Iterator[Item]:
     """What there is for one item of another list; nothing where it has gone meanwhile."""
+    path = table.path.format_map(owner)
     try:
-        yield client.get(table.path.format_map(owner), table.params, rate=table.rate_class)
+        yield client.get(path, table.params, rate=table.rate_class)
     except NotFoundError:
-        logger.warning("%s: %s has gone while its list was read.", table.name, table.path.format_map(owner))
+        _tell_gone(table, path)
+
+
+def _tell_gone(table: RestTable, path: str) -> None:
+    logger.warning("%s: %s has gone while its list was read.", table.name, path)
 
 
 def _fetch_pass(client: Client, table: RestTable, params: Mapping[str, str]) -> list[Item]:
@@ -304,7 +332,7 @@ def _instant(item: Item, table: RestTable) -> datetime:
 
 def _instant_of(value: object, where: str) -> datetime:
     try:
-        return parse_instant(value) if isinstance(value, str) else datetime.min.replace(tzinfo=UTC)
+        return parse_instant(value) if isinstance(value, str) else EPOCH
     except ValueError:
         raise UnexpectedAnswerError(f"{where}: PostHog answered a value that is no timestamp.") from None
 

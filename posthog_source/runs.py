@@ -284,7 +284,8 @@ def _commit_ranges(
     is_stopped = threading.Event()
 
     def commit(number: int) -> RunReport:
-        part = _Run("backfill", pipelines[number], make(ranges[number]), is_stopped)
+        source = _stopping(make(ranges[number]), is_stopped)
+        part = _Run("backfill", pipelines[number], source, is_stopped)
         part.commit_all(budget)
         _drop_staging(part.pipeline)
         if part.report.status == "done":
@@ -300,6 +301,19 @@ def _commit_ranges(
         done.clear()
     else:
         run.report = replace(run.report, status="budget_spent")
+
+
+def _stopping(source: DltSource, is_stopped: threading.Event) -> DltSource:
+    """The source, which ends with the page at hand once that is set: threads cannot be ended."""
+
+    def pass_on(page: Any) -> Any:
+        if is_stopped.is_set():
+            raise InterruptedRunError("Stopped while reading; the next run reads it again.")
+        return page
+
+    for resource in source.resources.values():
+        resource.add_map(pass_on)
+    return source
 
 
 @contextmanager

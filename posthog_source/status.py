@@ -13,10 +13,12 @@ from typing import Any
 import dlt
 from dlt.common.pipeline import TPipelineState
 from dlt.destinations.exceptions import DatabaseUndefinedRelation
+from dlt.pipeline.state_sync import load_pipeline_state_from_destination
 
 from posthog_source.destination import destination_of
-from posthog_source.events import EPOCH, utc_now
+from posthog_source.events import utc_now
 from posthog_source.runs import RUNS_TABLE
+from posthog_source.windows import EPOCH
 
 RUN_COLUMNS = ("started_at", "finished_at", "kind", "status", "rows", "rows_left", "requests", "error")
 
@@ -47,7 +49,7 @@ class Status:
         """What the next sync will do, in words."""
         if not self.cursors and not self.runs:
             return "The next sync is the first: it reads everything."
-        first = "finishes what the last run left, then " if self.has_pending_data else ""
+        first = "drops and reads again what the last run left, then " if self.has_pending_data else ""
         events = self.cursors.get("events")
         since = f"events from {events:%Y-%m-%d %H:%M} UTC on" if events else "all events"
         return f"The next sync {first}reads {since}, and what else has changed."
@@ -61,8 +63,7 @@ def fetch_status(pipeline: dlt.Pipeline, *, runs: int = 5, clock: Callable[[], d
         dlt.destinations.exceptions.DestinationConnectionError: The warehouse cannot be reached.
     """
     destination = destination_of(pipeline)
-    pipeline.sync_destination()
-    cursors = _cursors(pipeline.state)
+    cursors = _cursors(_state(pipeline))
     events = cursors.get("events")
     return Status(
         pipeline=pipeline.pipeline_name,
@@ -72,6 +73,18 @@ def fetch_status(pipeline: dlt.Pipeline, *, runs: int = 5, clock: Callable[[], d
         lag=clock() - events if events else None,
         has_pending_data=pipeline.has_pending_data,
     )
+
+
+def _state(pipeline: dlt.Pipeline) -> TPipelineState:
+    """The destination's, or else this machine's.
+
+    dlt's own sync_destination would empty the working directory where the dataset is named wrongly.
+    """
+    client: Any = pipeline.destination_client()
+    with client:
+        is_there = client.is_storage_initialized()
+        stored = load_pipeline_state_from_destination(pipeline.pipeline_name, client) if is_there else None
+    return stored or pipeline.state
 
 
 def _cursors(state: TPipelineState) -> dict[str, datetime]:

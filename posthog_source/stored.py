@@ -26,7 +26,7 @@ from dlt.destinations.sql_client import SqlClientBase
 from dlt.pipeline.state_sync import load_pipeline_state_from_destination
 from sqlglot import exp
 
-from posthog_source.comparison import EPOCH, Checksum, Marked
+from posthog_source.comparison import Checksum, Marked
 from posthog_source.destination import destination_of
 from posthog_source.errors import SettingsError
 from posthog_source.fingerprint import (
@@ -43,7 +43,7 @@ from posthog_source.fingerprint import (
 )
 from posthog_source.query import Settled
 from posthog_source.tables import DELETED_AT, Table
-from posthog_source.windows import Window
+from posthog_source.windows import EPOCH, Window
 
 DIALECTS = ("bigquery", "clickhouse", "databricks", "duckdb", "postgres", "redshift", "snowflake")
 """sqlglot's names of those whose SQL is known here; tests run the second and fourth, and parse the rest."""

@@ -20,15 +20,18 @@ from itertools import accumulate, groupby, pairwise
 from math import sqrt
 from typing import Any
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+"""The cursor of what was never read."""
+
 FILL = 0.92
 """How full a planned page is at least: an axis cut by hashes is a guess, and a row too many costs a second
 query that reads the slice again."""
 
 SPREAD = 8
-"""And how far below full it need not be, in square roots of its rows, by which such guesses err."""
+"""A planned page is at most this many square roots of its rows below full: counts of hashes vary by that."""
 
 FULLEST = 1.1
-"""How many times its rows a commit may have that is the last: a small rest is not worth a commit."""
+"""The last commit may be this many times as large as others: a small rest gets no commit of its own."""
 
 Label = tuple[date | str | int, ...]
 """The leading values of a sort key, in its own order: `(day, event)` for events, `()` for persons."""

@@ -196,6 +196,25 @@ def test_a_sync_loads_and_status_tells_of_it(project: Project, folder: Path) -> 
     assert "The next sync reads events from" in shown
 
 
+def test_status_leaves_the_working_directory_whatever_dataset_it_is_asked_of(
+    project: Project, folder: Path
+) -> None:
+    run(project, "sync", "--tables", "events")
+    before = set((folder / "dlt" / "pipelines").rglob("*"))
+    assert before
+
+    assert run(project, "status", "--dataset", "misspelt").exit_code == 0
+
+    assert set((folder / "dlt" / "pipelines").rglob("*")) == before
+
+
+def test_check_knows_the_names_of_queries_of_ones_own(project: Project, folder: Path) -> None:
+    queries = json.dumps([{"name": "totals", "query": "SELECT count() AS n FROM events"}])
+    named = {"SOURCES__POSTHOG__QUERIES": queries}
+    result = run(project, "check", "--tables", "events,totals", **named)
+    assert result.exit_code == 0, result.output
+
+
 def test_status_of_nothing_says_that_the_next_sync_is_the_first(project: Project, folder: Path) -> None:
     result = run(project, "status")
     assert result.exit_code == 0, result.output

@@ -20,7 +20,7 @@ import pytest
 from posthog_source.arrow import read_answer
 from posthog_source.catalog import EVENTS
 from posthog_source.catalog import TABLES as CATALOGUE
-from posthog_source.client import FIRST_BUSY_WAIT_S, FIRST_CONTACT_TRIES, Client, Usage
+from posthog_source.client import FIRST_CONTACT_TRIES, Client, Usage
 from posthog_source.errors import (
     AccessDeniedError,
     ApiError,
@@ -309,18 +309,26 @@ def test_a_wait_beyond_the_deadline_is_an_error_that_says_so(
     assert fake_time.slept_s == slept_s
 
 
-@pytest.mark.parametrize("headers", [{"Retry-After": "3600"}, {}])
-def test_the_deadline_error_says_when_the_wait_would_end(
-    project: Project, fake_time: FakeTime, headers: dict[str, str]
-) -> None:
-    project.faults("query", {"status": 429, "headers": headers})
+def test_the_deadline_error_says_when_the_wait_would_end(project: Project, fake_time: FakeTime) -> None:
+    project.faults("query", {"status": 429, "headers": {"Retry-After": "3600"}})
     before = datetime.now(UTC).replace(microsecond=0)
     with client_of(project, fake_time, wait_deadline_s=10) as client, pytest.raises(DeadlineError) as failure:
         ask(client)
 
-    wait = timedelta(seconds=float(headers.get("Retry-After", FIRST_BUSY_WAIT_S)))
+    wait = timedelta(hours=1)
     (text,) = re.findall(r"until (\S+ \S+) UTC", str(failure.value))
     assert before + wait <= datetime.fromisoformat(f"{text}+00:00") <= datetime.now(UTC) + wait
+
+
+def test_where_posthog_does_not_say_until_when_the_deadline_error_has_its_words_and_names_a_quota(
+    project: Project, fake_time: FakeTime
+) -> None:
+    project.faults("query", {"status": 429, "body": {"detail": "Team has no more API bytes"}})
+    with (
+        client_of(project, fake_time, wait_deadline_s=10) as client,
+        pytest.raises(DeadlineError, match=r"a quota is spent.*Team has no more API bytes"),
+    ):
+        ask(client)
 
 
 @dataclass

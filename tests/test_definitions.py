@@ -352,6 +352,38 @@ def test_runs_of_batch_exports_are_there_from_the_beginning_and_seen_until_they_
         assert loaded(place, table) == sorted([*old, running])
 
 
+def test_an_export_that_goes_while_runs_are_read_takes_no_others_runs_along(
+    server: Server, warehouse: Warehouse
+) -> None:
+    project, table, owners, runs = _project_with_runs(server)
+    project.faults(f"batch_exports/{owners[1]}/runs", {"status": 404})
+
+    synced(warehouse, project, table.name)
+
+    assert loaded(warehouse, table) == sorted([*runs[0], *runs[2]])
+
+
+def test_runs_that_could_not_be_read_to_the_end_are_read_from_the_beginning_next_time(
+    server: Server, warehouse: Warehouse
+) -> None:
+    project, table, owners, runs = _project_with_runs(server)
+    project.faults(f"batch_exports/{owners[1]}/runs", {"status": 403})
+
+    run_sync(warehouse.pipeline, **project.credentials)
+    assert set(loaded(warehouse, table)) < {each for some in runs for each in some}
+
+    run_sync(warehouse.pipeline, **project.credentials)
+    assert loaded(warehouse, table) == sorted(each for some in runs for each in some)
+
+
+def _project_with_runs(server: Server) -> tuple[Project, RestTable, list[Any], list[list[Any]]]:
+    """Three batch exports, each with a run of long ago and one of today."""
+    project, table = server.project(settings={"rate_limits": NO_LIMITS}), BY_NAME["batch_export_runs"]
+    owners = put(project, BY_NAME["batch_exports"], {}, {}, {})
+    long_ago = {"created_at": "2024-05-01T00:00:00Z"}
+    return project, table, owners, [put(project, table, long_ago, {}, owner=owner) for owner in owners]
+
+
 def test_what_takes_a_request_for_each_object_is_read_only_where_it_is_named(
     server: Server, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -427,7 +427,7 @@ def test_rows_missing_where_copies_would_stay_are_an_error_at_once(
     drop = {"kind": "drop_rows", "rows": 3}
     busy_project.faults("query", {"pass": True}, drop, {"pass": True}, drop)
 
-    with pytest.raises(MissingRowsError, match="write_mode"):
+    with pytest.raises(MissingRowsError, match="would double the others"):
         read(reader_of(client, busy_project, page_rows=1_000, may_repeat=False), TEST_DAY)
 
 

@@ -176,6 +176,13 @@ def test_what_is_left_of_the_longest_rate_is_told_and_comes_back_with_time() -> 
     assert gate.calls_left("calls") == 5
 
 
+def test_of_two_rates_of_the_same_time_the_stricter_one_says_what_is_left() -> None:
+    gate = gate_on(FakeClock(), [Rate(9, 100), Rate(5, 100)])
+    gate.leave(gate.enter("calls"))
+
+    assert gate.calls_left("calls") == 4
+
+
 def test_posthogs_own_limits_of_a_key_spread_an_hour_of_calls_over_an_hour() -> None:
     clock = FakeClock()
     rates = [Rate(240, 60), Rate(2_400, 3_600)]

@@ -157,6 +157,23 @@ def test_parts_that_come_weeks_late_change_their_recording_within_a_day(
     check(busy_project, warehouse)
 
 
+def test_a_backfill_of_events_reads_no_recordings_from_before_start_date(
+    recorded: Project, warehouse: Warehouse
+) -> None:
+    start = (MIDNIGHT - 2 * DAY).isoformat()
+    sync_at(recorded, warehouse, NOW, table=SESSION_REPLAYS, start_date=start)
+    loaded = loaded_recordings(warehouse)
+    assert 0 < len(loaded) < 300
+
+    span: dict[str, Any] = {"start_date": MIDNIGHT - DAY, "end_date": MIDNIGHT}
+    sync_at(recorded, warehouse, NOW + HOUR, table=SESSION_REPLAYS, **span)
+    assert loaded_recordings(warehouse) == loaded
+
+    recorded.forget_requests()
+    sync_at(recorded, warehouse, NOW + 2 * HOUR, table=SESSION_REPLAYS, start_date=start)
+    assert not [one for one in recorded.requests() if one["name"] == "posthog_source session_replays"]
+
+
 def test_a_first_read_in_commits_goes_on_where_it_was_stopped(
     recorded: Project, warehouse: Warehouse
 ) -> None:

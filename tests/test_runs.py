@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -329,6 +330,24 @@ def test_a_parallel_backfill_gives_the_table_of_a_plain_one(
     assert rows_read(busy_project) == 20
     assert {name for name in schemas(warehouse) if "staging" in name} <= {"posthog_data_staging"}
     assert warehouse.query("SELECT kind, status, rows FROM _posthog_runs") == [("backfill", "done", 20)]
+
+
+def test_when_a_range_fails_nobody_goes_on_reading_the_others(
+    busy_project: Project, warehouse: Warehouse
+) -> None:
+    count = 20_000
+    add_events(
+        busy_project,
+        count,
+        uuid=[f"00000000-0000-4000-8000-{n:012x}" for n in range(count)],
+        timestamp=[START + n % 4 * DAY + timedelta(seconds=n) for n in range(count)],
+    )
+    busy_project.faults("query", {"pass": True, "times": 20}, {"status": 402})
+
+    with pytest.raises(Exception, match="402"):
+        backfill(busy_project, warehouse, parallel=2, rows_per_commit=count, events={"page_rows": 5})
+
+    assert not [thread for thread in threading.enumerate() if thread.name == "posthog_source"]
 
 
 def test_a_parallel_backfill_that_was_stopped_reads_only_what_is_left(
