@@ -35,7 +35,10 @@ def build_app(upstream: str) -> Starlette:
             questions.append(asked)
             headers = {"Authorization": request.headers["authorization"], "Content-Type": "application/json"}
             answered = await client.request(request.method, _target(request), content=body, headers=headers)
-            remembered[key] = Response(answered.content, answered.status_code, media_type="application/json")
+            response = Response(answered.content, answered.status_code, media_type="application/json")
+            if not answered.is_success:
+                return response
+            remembered[key] = response
         await asyncio.sleep(latency["seconds"])
         return remembered[key]
 

@@ -195,6 +195,8 @@ def _parse_leniently(text: bytes) -> Any:
 
 
 def _token(payload: Any, request: Request) -> str:
+    if not isinstance(payload, dict | list):
+        raise CaptureError(400, "failed to parse request: neither an event nor a list of them")
     candidates = (
         [payload] if isinstance(payload, dict) else [item for item in payload if isinstance(item, dict)]
     )

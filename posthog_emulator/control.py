@@ -316,7 +316,7 @@ class Control:
         if isinstance(older_than_s, bool) or not isinstance(older_than_s, int | float) or older_than_s < 0:
             raise ApiError(400, "older_than_s is a number of seconds.", attr="older_than_s")
         done = await run_in_threadpool(
-            squash, self._clickhouse, project, now=self._state.now(), older_than_s=older_than_s
+            squash, self._clickhouse, project, now=datetime.now(UTC), older_than_s=older_than_s
         )
         return json_response(done)
 

@@ -42,7 +42,7 @@ REQUIRED: Mapping[str, str] = {
 }
 NEEDS_REAL_ANSWER = frozenset({"cut", "drip", "stale", "drop_rows", "error_field"})
 # What changes the rows of an answer, so that an answer without any stays as it is.
-CHANGES_ROWS = frozenset({"stale", "error_field"})
+CHANGES_ROWS = frozenset({"stale", "error_field", "drop_rows"})
 DRIPS = 20
 
 

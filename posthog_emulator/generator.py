@@ -62,7 +62,10 @@ class Plan:
         if unknown:
             raise ApiError(400, f"Unknown members: {', '.join(unknown)}. Known: {', '.join(sorted(known))}.")
         given = {name: value for name, value in body.items() if value is not None}
-        end = datetime.fromisoformat(given.pop("end")) if "end" in given else now
+        try:
+            end = datetime.fromisoformat(given.pop("end")) if "end" in given else now
+        except (TypeError, ValueError) as error:
+            raise ApiError(400, "end is an ISO time.") from error
         plan = cls(end=end if end.tzinfo else end.replace(tzinfo=UTC), **given)
         if plan.shape not in SHAPES:
             raise ApiError(400, f"No shape {plan.shape!r}. There are: {', '.join(SHAPES)}.")

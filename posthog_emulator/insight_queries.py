@@ -61,10 +61,10 @@ def compute(query: Mapping[str, Any], dates: Dates, ask: Ask) -> dict[str, Any]:
 
 
 def _trends(query: Mapping[str, Any], dates: Dates, ask: Ask) -> dict[str, Any]:
-    display = query.get("trendsFilter", {}).get("display")
+    display = (query.get("trendsFilter") or {}).get("display")
     if display not in DATED_DISPLAYS | TOTAL_VALUE_DISPLAYS:
         _refuse(f"the display {display!r}")
-    is_compared = bool(query.get("compareFilter", {}).get("compare"))
+    is_compared = bool((query.get("compareFilter") or {}).get("compare"))
     periods = [("current", dates), ("previous", dates.previous())] if is_compared else [("", dates)]
     result: list[dict[str, Any]] = []
     for label, period in periods:
@@ -150,7 +150,7 @@ def _stickiness(query: Mapping[str, Any], dates: Dates, ask: Ask) -> dict[str, A
 
 
 def _funnel(query: Mapping[str, Any], dates: Dates, ask: Ask) -> dict[str, Any]:
-    chosen = query.get("funnelsFilter", {})
+    chosen = query.get("funnelsFilter") or {}
     if chosen.get("funnelVizType") not in (None, "steps"):
         _refuse(f"funnels as {chosen['funnelVizType']!r}")
     if chosen.get("funnelOrderType") not in (None, "ordered"):

@@ -16,7 +16,7 @@ import orjson
 
 from posthog_emulator.clickhouse import ClickHouse
 from posthog_emulator.envelope import ApiError
-from posthog_emulator.hogql.printer import print_query
+from posthog_emulator.hogql.printer import PRINTER_SETTINGS, print_query
 from posthog_emulator.insight_dates import read_dates
 from posthog_emulator.insight_queries import compute
 from posthog_emulator.memory import Shelf, is_kept
@@ -48,7 +48,7 @@ class Result:
         json: The members that it adds to its insight.
         computed_at: When.
         stale_at: When it begins to be too old.
-        tells_until: The last instant that it tells of; None is the present one.
+        tells_until: End of the reported period; None means now.
     """
 
     json: bytes
@@ -133,7 +133,8 @@ class InsightResults:
         request = _request(query, project)
         try:
             printed = print_query(request.query, request.context())
-            answer = build_answer(request, printed, self._clickhouse.run(printed.sql), self._state.now())
+            found = self._clickhouse.run(printed.sql, settings=PRINTER_SETTINGS)
+            answer = build_answer(request, printed, found, self._state.now())
         except Exception as error:
             raise to_api_error(error) from error
         shown = ("columns", "types", "hasMore", "hogql")
@@ -143,7 +144,8 @@ class InsightResults:
         request = _request({"kind": "HogQLQuery", "query": f"{text} LIMIT {ALL_ROWS}"}, project)
         try:
             printed = print_query(request.query, replace(request.context(), max_rows=ALL_ROWS))
-            rows: list[list[Any]] = orjson.loads(self._clickhouse.run(printed.sql).rows_json)
+            found = self._clickhouse.run(printed.sql, settings=PRINTER_SETTINGS)
+            rows: list[list[Any]] = orjson.loads(found.rows_json)
         except Exception as error:
             raise to_api_error(error) from error
         return rows

@@ -51,7 +51,8 @@ def limit_and_offset(
 
 def page_by_number(request: Request, items: Sequence[dict[str, Any]]) -> Response:
     """A page of a thousand items, by `page`."""
-    number = int(request.query_params.get("page", "1"))
+    asked = request.query_params.get("page", "1")
+    number = int(asked) if asked.isdecimal() else 0
     pages = max(1, -(-len(items) // PAGE_BY_NUMBER))
     if not 1 <= number <= pages:
         raise ApiError(404, "Invalid page.")

@@ -5,8 +5,9 @@ It decides when a query runs and what is remembered of it. What the SQL says is 
 """
 
 import asyncio
+import logging
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -16,7 +17,7 @@ from starlette.routing import Route
 
 from posthog_emulator.clickhouse import Answer, ClickHouse, ClickHouseError, Progress
 from posthog_emulator.envelope import ApiError, json_response
-from posthog_emulator.hogql.printer import Printed, print_query
+from posthog_emulator.hogql.printer import PRINTER_SETTINGS, Printed, print_query
 from posthog_emulator.memory import Shelf, is_kept
 from posthog_emulator.query_answer import QueryAnswer, build_answer, join_json
 from posthog_emulator.query_errors import exposed_message, to_api_error
@@ -29,12 +30,8 @@ CANCELLED = "Cancelled query on clickhouse"
 DEQUEUED = "Only tried to dequeue, not cancelling query on clickhouse"
 NOT_STARTED = Progress(0, 0, 0, 0.0, 0)
 LAZY_FRESHNESS = timedelta(hours=6)
-# What PostHog appends to every query, as far as it can change a result (hogql.md, section 1).
-PRINTER_SETTINGS = {
-    "transform_null_in": 1,
-    "max_ast_elements": 4_000_000,
-    "max_expanded_ast_elements": 4_000_000,
-}
+
+logger = logging.getLogger("posthog_emulator")
 
 
 @dataclass
@@ -167,6 +164,9 @@ class QueryApi:
             query.answer = await self._compute(query.request, journal, is_async=True, queued=query)
         except ApiError as error:
             query.error = error
+        except Exception:
+            logger.exception("A query in the background failed.")
+            query.error = ApiError(500)
         query.ended_at = self._state.now()
         query.expires_at = query.ended_at + _status_life(query.request.project)
         self._memory.async_queries.shrink()
@@ -204,7 +204,10 @@ class QueryApi:
         printed = print_query(request.query, request.context())
         if "query_log" in printed.sql:
             self._log.flush()
-        started_at, label = self._state.now(), request.label()
+        started_at, label = (
+            datetime.now(UTC),
+            request.label(),
+        )  # real ones: ClickHouse's clock filters the log
         error = None
         try:
             answer = self._clickhouse.run(
@@ -214,7 +217,7 @@ class QueryApi:
             error = failure
         self._log.add(
             started_at,
-            self._state.now(),
+            datetime.now(UTC),
             error,
             team_id=request.project.id,
             query_id=label,

@@ -29,7 +29,7 @@ class QueryLog:
     def add(
         self, started_at: datetime, ended_at: datetime, error: ClickHouseError | None, **facts: object
     ) -> None:
-        """Note one query; `facts` are the columns of the table that are not about its course."""
+        """Note one query; `facts` are the further columns of the row, such as query and name."""
         row = {
             **facts,
             "event_time": int(ended_at.timestamp()),

@@ -22,7 +22,6 @@ REFRESH_MODES = {
     "force_async",
     "async_except_on_cache_miss",
     "lazy_async",
-    "force_cache",
 }
 BODY_MEMBERS = {"query", "refresh", "client_query_id", "async", "name", "personal_api_key"}
 QUERY_MEMBERS = {"kind", "query", "values", "modifiers", "name", "tags", "version"}
@@ -41,7 +40,6 @@ class QueryRequest:
     query: str
     refresh: str
     client_query_id: str
-    has_own_id: bool
     name: str
     modifiers: Mapping[str, Any]
     cache_key: str
@@ -106,7 +104,6 @@ def read_request(body: bytes, project: Project) -> QueryRequest:
         query=query["query"],
         refresh=_refresh_mode(data),
         client_query_id=str(data.get("client_query_id") or uuid.uuid4().hex),
-        has_own_id=bool(data.get("client_query_id")),
         name=str(data.get("name") or query.get("name") or ""),
         modifiers=modifiers,
         cache_key=_cache_key(query, project),

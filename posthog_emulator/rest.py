@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -66,7 +66,7 @@ class Rest:
         self._shuffles = 0
 
     def routes(self) -> list[Route]:
-        """Everything under /api/ but the query endpoint."""
+        """Projects, users, organizations, cohorts, insights and persons."""
         project = "/api/projects/{project_id}"
         gate = self._gate
         cohort_read, insight_read, person_read = ["cohort:read"], ["insight:read"], ["person:read"]
@@ -250,7 +250,7 @@ class Rest:
         found = [
             one
             for one in _visible(project.insights)
-            if all(test(one) for test in _insight_tests(query, project))
+            if all(test(one) for test in _insight_tests(query, project, self._state.now()))
         ]
         found = _ordered(found, query.get("order"), self._shuffle)
         limit, offset = limit_and_offset(request)
@@ -356,8 +356,9 @@ def _ordered(
     return items
 
 
-def _insight_tests(query: Mapping[str, str], project: Project) -> list[Callable[[dict[str, Any]], bool]]:
-    now = datetime.now(UTC)
+def _insight_tests(
+    query: Mapping[str, str], project: Project, now: datetime
+) -> list[Callable[[dict[str, Any]], bool]]:
     tests: list[Callable[[dict[str, Any]], bool]] = []
     for parameter, field, sign in (
         ("date_from", "last_modified_at", 1),

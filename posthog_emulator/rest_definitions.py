@@ -35,8 +35,6 @@ REFUSALS = {
 }
 """What an unavailable list answers: not in the plan, not for keys, not on this server."""
 
-GROUP_TYPES = 5
-
 
 @dataclass(frozen=True, kw_only=True)
 class Resource:
@@ -493,7 +491,8 @@ class Definitions:
         random.Random(self._shuffles).shuffle(items)  # noqa: S311 - nothing secret
         if order and (not asked or not resource.orders or name in resource.orders):
             items.sort(
-                key=lambda one: (one.get(name) is None, one.get(name) or 0), reverse=order.startswith("-")
+                key=lambda one: (one.get(name) is None, 0 if one.get(name) is None else one[name]),
+                reverse=order.startswith("-"),
             )
         return items
 
@@ -548,10 +547,16 @@ def _is_shown(resource: Resource, item: Mapping[str, Any], request: Request, now
 
 def _is_between(changed_at: datetime, query: Mapping[str, str]) -> bool:
     """Both bounds are exclusive."""
-    first, last = query.get("date_from"), query.get("date_to")
-    if first and changed_at <= datetime.fromisoformat(first):
-        return False
-    return not last or changed_at < datetime.fromisoformat(last)
+    first, last = (_bound(query, name) for name in ("date_from", "date_to"))
+    return (not first or changed_at > first) and (not last or changed_at < last)
+
+
+def _bound(query: Mapping[str, str], name: str) -> datetime | None:
+    try:
+        at = datetime.fromisoformat(query[name]) if query.get(name) else None
+    except ValueError:
+        raise ApiError(400, f"posthog_emulator takes ISO times as {name} here.") from None
+    return at.replace(tzinfo=UTC) if at and at.tzinfo is None else at
 
 
 def _is_of_type(item: Mapping[str, Any], query: Mapping[str, str]) -> bool:

@@ -239,7 +239,7 @@ class State:
         return [one for one in self.projects.values() if self.organization_of(one) == organization_id]
 
     def new_definition_id(self) -> int:
-        """A number no other cohort or insight has."""
+        """The next number; those that a control call gave are not known here."""
         number = self._next_definition_id
         self._next_definition_id += 1
         return number

@@ -1,6 +1,6 @@
 """Rate limits: a burst and a sustained one per API key and throttle class, as Django REST framework counts.
 
-Not the limit on concurrent queries: that is the query room's.
+Not the limit on concurrent queries: that is query_slots.py.
 """
 
 from __future__ import annotations

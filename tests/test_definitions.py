@@ -33,8 +33,6 @@ RESOURCES = [table for table in LISTED if table.name != "insights"]
 PAGED = [one for one in RESOURCES if one.root == "project" and not one.cursor and one.page_rows < 10_000]
 """Less those that nobody can put in order, which are read in one page."""
 
-LOGGED = [table for table in DEFINITIONS if table.activity_scope]
-
 
 def resource(table: RestTable) -> str:
     return table.path.rstrip("/").replace("{id}", "{parent}")

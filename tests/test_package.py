@@ -259,6 +259,17 @@ def test_without_extras_the_demo_says_in_one_line_what_to_install(plain: Environ
 
 
 @pytest.mark.package
+def test_without_extras_the_emulator_says_in_one_line_what_to_install(
+    plain: Environment, tmp_path: Path
+) -> None:
+    done = plain.run("python", "-m", "posthog_emulator", cwd=tmp_path)
+
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("pip install 'posthog-source[demo]'.")
+
+
+@pytest.mark.package
 @pytest.mark.parametrize("command", [("posthog-source", "sync"), ("python", str(ROOT / "pipelines/sync.py"))])
 def test_without_settings_a_sync_says_in_one_line_what_to_set(
     plain: Environment, tmp_path: Path, command: tuple[str, str]

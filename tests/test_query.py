@@ -70,7 +70,6 @@ from posthog_source.windows import (
     tell_heavy,
 )
 
-MICROSECOND = timedelta(microseconds=1)
 MIDNIGHT = datetime(2026, 1, 2, tzinfo=UTC)
 WINDOW = Window(MIDNIGHT - timedelta(days=1), MIDNIGHT + timedelta(days=1))
 NASTY = "x'); DROP TABLE events; --"

@@ -52,6 +52,12 @@ JOINS = {
     "FULL OUTER JOIN",
     "CROSS JOIN",
 }
+# What PostHog appends to every query, as far as it can change a result (hogql.md, section 1).
+PRINTER_SETTINGS: Mapping[str, object] = {
+    "transform_null_in": 1,
+    "max_ast_elements": 4_000_000,
+    "max_expanded_ast_elements": 4_000_000,
+}
 NAMED = {"Alias", "Field", "Call"}
 STATE_TABLES = {table.name: table for table in (*SESSION_TABLES, *RECORDING_TABLES)}
 SET_OPERATORS = {"UNION ALL", "UNION DISTINCT", "INTERSECT", "EXCEPT"}

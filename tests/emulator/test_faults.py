@@ -5,6 +5,7 @@ import time
 import httpx
 import pytest
 
+from tests.emulator.asking import ask, rows
 from tests.emulator.conftest import Project, Server, bearer
 
 
@@ -92,6 +93,15 @@ def test_a_page_of_html_instead_of_json(listed: Project) -> None:
     answer = fetch(listed)
     assert answer.status_code == 200
     assert answer.text == "<html>login</html>"
+
+
+def test_a_fault_of_rows_waits_for_an_answer_that_has_some(project: Project) -> None:
+    two = "SELECT number FROM numbers(2)"
+    project.faults("query", {"kind": "drop_rows", "rows": 1})
+
+    assert ask(project, two, refresh="force_async").status_code == 202
+    assert project.control("GET", "faults") == {"remaining": 1, "fired": 0}
+    assert rows(project, two) == [[0]]
 
 
 def test_a_lying_server_leaves_out_its_last_rows(listed: Project) -> None:

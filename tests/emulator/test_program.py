@@ -41,6 +41,23 @@ def test_it_listens_on_loopback_and_nowhere_else() -> None:
     assert b"invalid choice" in refused.stderr
 
 
+def test_what_it_cannot_start_with_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "old").write_text("rows of another time")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for arguments, words in ((["--port", port], "--port"), (["--data-dir", str(tmp_path)], "not empty")):
+            refused = subprocess.run(
+                [sys.executable, "-m", "posthog_emulator", *arguments],
+                capture_output=True,
+                text=True,
+                cwd=ROOT,
+                check=False,
+            )
+            assert refused.returncode == 1
+            (line,) = refused.stderr.splitlines()
+            assert words in line
+
+
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_cleanly_and_its_tables_are_gone(
     signal_number: signal.Signals, tmp_path: Path

@@ -223,6 +223,11 @@ def test_projects_share_no_cache(server: Server) -> None:
 # --- async queries
 
 
+def test_a_query_in_the_background_ends_whatever_goes_wrong(project: Project) -> None:
+    ask(project, "SELECT {x}", values=5, refresh="force_async", client_query_id="odd")
+    assert poll(project, "odd").json()["query_status"]["error"] is True
+
+
 def test_force_async_answers_202_and_the_rows_come_by_polling(project: Project) -> None:
     started = ask(project, "SELECT number FROM numbers(3)", refresh="force_async", client_query_id="one")
     assert started.status_code == 202

@@ -205,3 +205,15 @@ def test_cohort_members_show_ten_distinct_ids_at_most(project: Project) -> None:
     project.rows("person_static_cohort", person_id=[owner], cohort_id=[number])
     assert len(project.get(f"cohorts/{number}/persons/").json()["results"][0]["distinct_ids"]) == 10
     assert len(project.get("persons/").json()["results"][0]["distinct_ids"]) == 13
+
+
+def test_lists_order_blank_texts_and_refuse_odd_times(project: Project) -> None:
+    path = "definitions/session_recording_playlists"
+    project.control("POST", path, items=[{"name": "a"}, {"name": ""}, {}])
+    listed = project.get("session_recording_playlists/", order="name").json()["results"]
+    names = [one["name"] for one in listed]
+    assert names == sorted(names, key=str.casefold)
+    assert "" in names
+    project.control("POST", "definitions/notebooks", items=[{}])
+    assert project.get("notebooks/", date_from="2020-01-01").status_code == 200
+    assert project.get("notebooks/", date_from="-7d").status_code == 400
