@@ -9,6 +9,8 @@ JSON under `benchmarks/results/`.
     speed       scenarios against the floor; look_ahead; storm
     memory      scenario memory
     people      scenario people
+    destinations  scenario destinations; servers: the Postgres it loads into
+    alternatives  a program of its own: other connectors on the same projects
     cost        scenario cost; naive: the other ways to read, by hand
     bench       what the scenarios of a run share
     programs    starts the emulator, the replaying server and the contenders

@@ -1,4 +1,4 @@
-"""Contenders that run the connector: its own rooms as far as Arrow, from there with dlt, as a user does."""
+"""Contenders that run the connector: up to Arrow by its own modules, from there with dlt, as a user does."""
 
 from __future__ import annotations
 

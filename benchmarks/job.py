@@ -1,4 +1,4 @@
-"""What a contender is told, and what it tells: plain values between two processes."""
+"""What one contender is given (`Job`) and gives back (`Measured`), as JSON between processes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Reading events by hand: by hours, or by an open keyset. The connector's columns, none of its code.
+"""Two simple ways to read events, for comparison: a query per hour, and keyset pages without a time bound.
 
-Where that takes too long, a sample of the requests is measured and scaled.
+The connector's columns, none of its code. Where a full read takes too long, a sample of the requests is
+measured and scaled.
 """
 
 from __future__ import annotations

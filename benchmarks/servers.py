@@ -1,4 +1,4 @@
-"""Servers that a scenario loads into. Not here: contenders (`floors`, `connectors`)."""
+"""Starts an empty Postgres for the scenario destinations."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The server as one ASGI application: every room's routes, and the layers every request passes.
+"""Builds the ASGI application: the routes of all modules, behind the layers that every request passes.
 
-From the outside in: journal, faults, gzip, routes. No room's rules are here.
+From the outside in: journal, faults, gzip, routes. No endpoint is implemented here.
 """
 
 from __future__ import annotations

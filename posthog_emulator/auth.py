@@ -1,4 +1,4 @@
-"""Who asks, and may they: bearer -> key -> project -> scopes -> rate limit, in PostHog's order and words.
+"""API key, project, scopes, rate limit: checked in PostHog's order, refused in PostHog's words.
 
 Not the project tokens of the capture endpoints.
 """

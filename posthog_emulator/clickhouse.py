@@ -1,4 +1,4 @@
-"""The engine room: PostHog's ClickHouse tables on chDB, and answers in PostHog's JSON encoding.
+"""Runs SQL on embedded ClickHouse (chDB): PostHog's tables, inserts, answers in PostHog's JSON encoding.
 
 It knows tables, rows and SQL. It does not know HogQL, projects or HTTP, and it trusts the SQL it is given.
 """

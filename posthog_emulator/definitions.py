@@ -1,4 +1,4 @@
-"""Cohorts and insights as PostHog's API shows them, whole, from whatever part of them is given.
+"""Default members of cohorts and insights, as PostHog's API shows them. Others: rest_definitions.py.
 
 Where they are kept is state.py, how they are listed is rest.py.
 """

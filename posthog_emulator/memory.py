@@ -1,4 +1,4 @@
-"""What the server remembers of answers, cached or async, as PostHog's Redis does, but within bounds.
+"""A bounded store of cached and async query answers, in place of PostHog's Redis.
 
 PostHog keeps cached answers 7 days and async ones 20 minutes, in a store far larger than this process.
 """

@@ -1,4 +1,4 @@
-"""Who did it: people, the ids they are known by, merges, deaths and groups, as PostHog decides them.
+"""Person processing by PostHog's rules: whose an event is, merges, deletions and groups.
 
 Events are read in capture.py; what one does to properties is in person_properties.py, rows in person_rows.py.
 """

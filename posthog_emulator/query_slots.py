@@ -1,4 +1,4 @@
-"""How many queries of one project run at once: PostHog waits for a place, and then refuses.
+"""How many queries a project runs at once: a query waits for a place, then gets a 429.
 
 Not the rate limits per minute and hour: those are `throttle.py`.
 """

@@ -1,6 +1,7 @@
-"""A storm of faults: each request fails with some probability, in ways drawn by a seeded random generator.
+"""Random faults from a seeded generator.
 
-What the n-th request of a storm gets depends on the seed and on n alone. How a fault is played is faults.py.
+Whether the n-th request of a storm fails depends on the seed and on n alone; how, also on what it asks.
+How a fault is played is faults.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a key may read, how much there is, and what reading it for the first time takes.
+"""One table's check: may the key read it, how many rows has it, what does a first sync of it take?
 
 A request or two for each table. Not here: settings and warehouses (`checkup`), how tables are read
 (`pagination`, `rest`).

@@ -1,4 +1,4 @@
-"""The resources of HogQL tables whose rows say when PostHog changed them: groups and sessions.
+"""The resources groups, sessions and session_replays: HogQL tables read by a cursor and merged by key.
 
 The first sync reads everything, in slices of the sort key and, where a run commits in parts, a few of them
 a commit. Later ones ask for what has changed since the last began, and replace those rows by key: among
@@ -9,7 +9,6 @@ PostHog leaves no change, and stays. Not here: tables without such a cursor (`pe
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -31,8 +30,6 @@ are; a read that earlier commits have begun."""
 
 LATE_EVERY = timedelta(days=1)
 """How often changes are looked for among old rows."""
-
-logger = logging.getLogger("posthog_source")
 
 
 def build_changing(

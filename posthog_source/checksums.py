@@ -1,4 +1,4 @@
-"""PostHog's side of a comparison: checksums of a table's rows by day or bucket, and fingerprints of some.
+"""PostHog's side of verify: checksums of a table by day or bucket, and the rows of buckets that differ.
 
 Not here: HogQL (`query`), the warehouse's side (`stored`), what follows from a difference (`comparison`).
 """

@@ -1,4 +1,4 @@
-"""Where rows go, as far as that changes how they are written: dispositions, scopes, column hints.
+"""How loads are written into a destination: dispositions, scopes of merges, column hints, what is there.
 
 Every load begins with an empty, typed table that carries its write disposition: dlt keeps the scope of a
 merge in the stored schema, and a later run without its own would delete the last one's window

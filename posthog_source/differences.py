@@ -1,4 +1,4 @@
-"""What a comparison has found, for people: a table in a terminal, lines elsewhere, and what to do about it.
+"""Prints what verify has found: a table in a terminal, lines elsewhere, and what to do about it.
 
 Not here: what differs (`comparison`), the command line (`cli`), the picture (`heatmap`).
 """

@@ -1,4 +1,4 @@
-"""How a new table lies in a warehouse: partitions, clusters and sort keys by time, as dlt's hints. Pure.
+"""Partition, cluster and sort hints for new tables with a time, by destination. Pure.
 
 By time, since loads replace windows of time and people ask for them. dlt applies these only where it creates
 a table, but for Snowflake, where a key comes with the next new column. Whoever has set one keeps it. Not

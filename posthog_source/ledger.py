@@ -1,4 +1,4 @@
-"""Which events earlier runs have read, and what is left for the commits of this one. Plain values, no I/O.
+"""What earlier runs have read of events, kept in dlt's state, and the chunks that this run has to read.
 
 What was read is kept in dlt's state, which a destination commits together with the rows: a run that is
 killed at any instant goes on from its last commit. Not here: how many rows there are (`pagination`), when

@@ -40,10 +40,10 @@ STORED_KEYS = 1_000
 """Ids in one SQL statement."""
 
 SWEEP_SHARE = 0.2
-"""When such a share of all distinct ids is theirs who did something, a sweep reads little more."""
+"""If those who did something own this share of all distinct ids, a full sweep costs little more."""
 
 SHARED_FOR = timedelta(minutes=5)
-"""How long both tables take the same answer for the present."""
+"""How long the second table may use the answer that the first one got."""
 
 logger = logging.getLogger("posthog_source")
 

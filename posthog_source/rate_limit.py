@@ -26,7 +26,7 @@ SHARE_MARGIN_S = 1.0
 """A share's window is so much longer than PostHog's, which counts calls when they come, not when they go."""
 
 SMALLEST_SHARE = 1 / 16
-"""Of a rate: who begins when others have used it up is not to crawl."""
+"""Least share of a rate that a process keeps, though others had used it up when it began."""
 
 Check = Callable[[float], None]
 """Called before each wait with the seconds of pause that are left, 0 or less for none; raises to end it."""

@@ -1,4 +1,4 @@
-"""What a source's settings come to, where nothing is to be loaded: checked, and no resource made of them.
+"""A source's settings as dlt would give them, without building resources: for verify and plan_backfill.
 
 Not here: what settings mean (`config`), the source itself (`source`).
 """

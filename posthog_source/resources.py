@@ -1,4 +1,4 @@
-"""A dlt resource per catalogue row: whole lists, and what changed of others.
+"""Builds every dlt resource of the source; itself reads the REST tables, whole or by a cursor.
 
 Not here: events (`events`), people (`people`), members of cohorts (`membership`), a person's own queries
 (`queries`), settings (`source`), pages (`pagination`, `rest`), how dlt is told (`destination`).

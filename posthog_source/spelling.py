@@ -1,4 +1,4 @@
-"""Keys that name no setting: each is a warning with the nearest right name and where it is written.
+"""Warns of keys in toml or the environment that name no setting, and suggests the nearest right name.
 
 dlt passes over what it is not asked for. Only providers are looked through that have read all they hold
 already: a vault can only be asked key by key, over the network. A value is never shown, since it may be the

@@ -1,4 +1,4 @@
-"""The warehouse's side of a comparison: the same checksums, fingerprints and keys as PostHog's, in its SQL.
+"""The warehouse's side of verify: the same checksums, fingerprints and keys as PostHog's, in its SQL.
 
 dlt's client runs what sqlglot writes in the destination's dialect, so that any SQL destination can be asked,
 and plain files through the DuckDB views that dlt makes of them. Not here: PostHog's side (`checksums`), what

@@ -1,4 +1,4 @@
-"""When all people are read again, and from when on changes are looked for. Plain values, no I/O.
+"""When persons and person_distinct_ids are read in full (a sweep), and what is kept between sweeps.
 
 Kept in dlt's state, which a destination commits together with the rows. A sweep reads a whole table;
 between sweeps a sync reads whom events have touched (`people`). Events that arrived late are handed over

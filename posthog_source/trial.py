@@ -1,4 +1,4 @@
-"""A HogQL query by itself: its pages, without a warehouse, and into a file.
+"""One HogQL query without a warehouse: its pages, or a Parquet or CSV file. For `posthog-source query`.
 
 Not here: queries as tables (`queries`).
 """

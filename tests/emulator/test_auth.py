@@ -1,3 +1,5 @@
+"""API keys: authentication, scopes, restricted keys."""
+
 from __future__ import annotations
 
 import httpx

@@ -1,3 +1,5 @@
+"""Capture endpoints: body formats, timestamps, refusals."""
+
 from __future__ import annotations
 
 import base64

@@ -1,3 +1,5 @@
+"""Cohorts: filters, recalculation, static members."""
+
 from __future__ import annotations
 
 import uuid

@@ -1,3 +1,5 @@
+"""Control API: projects, exact rows, SQL, journal, clock."""
+
 from __future__ import annotations
 
 import uuid

@@ -1,3 +1,5 @@
+"""Deleting events and persons."""
+
 from __future__ import annotations
 
 import uuid

@@ -1,3 +1,5 @@
+"""Scripted faults, as a client sees them."""
+
 from __future__ import annotations
 
 import time

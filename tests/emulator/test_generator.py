@@ -1,3 +1,5 @@
+"""Generated data: reproducible, with the sizes and shapes asked for."""
+
 from __future__ import annotations
 
 from datetime import UTC, datetime

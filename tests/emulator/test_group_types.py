@@ -1,3 +1,5 @@
+"""groups_types list, and groups in HogQL."""
+
 from __future__ import annotations
 
 from datetime import UTC, datetime

@@ -1,3 +1,5 @@
+"""persons.last_seen_at."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,3 +1,5 @@
+"""Eviction of the bounded answer cache."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

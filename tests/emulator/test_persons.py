@@ -1,3 +1,5 @@
+"""Person processing: identify, alias, merge, $set, groups."""
+
 from __future__ import annotations
 
 import json

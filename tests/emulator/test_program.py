@@ -1,3 +1,5 @@
+"""`python -m posthog_emulator` as a process: start, stop, files."""
+
 from __future__ import annotations
 
 import signal

@@ -1,3 +1,5 @@
+"""Session recording tables."""
+
 from __future__ import annotations
 
 import uuid

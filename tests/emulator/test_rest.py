@@ -1,3 +1,5 @@
+"""REST lists: paging, order, filters."""
+
 from __future__ import annotations
 
 from typing import Any

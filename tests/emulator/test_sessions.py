@@ -1,3 +1,5 @@
+"""HogQL's `sessions`, v2 and v3: values, and rows read."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""The squash job."""
+
 from __future__ import annotations
 
 import uuid

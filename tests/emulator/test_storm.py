@@ -1,3 +1,5 @@
+"""Random faults: seeded, counted, complete."""
+
 from __future__ import annotations
 
 import random

@@ -1,3 +1,5 @@
+"""Rate limits per minute and hour."""
+
 from __future__ import annotations
 
 import pytest
