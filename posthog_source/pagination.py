@@ -92,6 +92,10 @@ TRUSTED_SHARE = 0.75
 """A page shorter than asked ends its slice when this share of the expected rows has come; else PostHog
 may have lowered the LIMIT in silence, and is asked for more."""
 
+LEAST_CAP = 100
+"""Rows that PostHog gives where no LIMIT is asked for (query_api.md 2.1): no server has a lower cap. Of rows
+that nobody has counted, an answer with fewer is all, and is not asked for what follows it."""
+
 SMALLEST_SHARE = 64
 """Into how many parts a page that is too heavy is cut before it is asked for in the background: each try
 may take PostHog's whole 10 s."""
@@ -586,12 +590,13 @@ class Reader:
 
     def _iter_rest(self, plan: Plan, slice_: Slice, page: Page, *, trusted_rows: float) -> Iterator[Page]:
         """A slice's first page and all that follow it."""
-        seen = 0
+        seen, whole_below = 0, LEAST_CAP if plan.among and not slice_.rows else 0
         while page.received:
             yield page
             seen += page.received
             is_full = page.received >= min(page.limit, self.page_rows)
-            if not is_full and (seen >= trusted_rows or page.received < self._client.proof.rows):
+            is_uncut = page.received < max(whole_below, self._client.proof.rows)
+            if not is_full and (seen >= trusted_rows or is_uncut):
                 return
             limit = min(page.limit * 2, self.page_rows)  # grows back after a page that was too heavy
             fetch = self._fetch_page_in_background if page.in_background else self._fetch_lighter_page

@@ -66,6 +66,20 @@ def test_people_who_merge_change_and_come_are_right_after_the_next_sync(
     assert json.loads(next(iter(gone.values()))[1])["n"] == 2
 
 
+def test_who_did_something_is_asked_for_in_three_questions_though_somebody_was_merged_away(
+    town: Project, warehouse: Warehouse
+) -> None:
+    sync(town, warehouse)
+    town.capture(event("$merge_dangerously", "user-1", alias="user-2"), event("seen", "user-3"))
+    town.forget_requests()
+
+    sync(town, warehouse)
+
+    asked = [name for name in names_of(town) if name.startswith("person")]
+    assert asked == ["person_distinct_ids", "persons", "persons"]
+    check_exactly(town, warehouse)
+
+
 def test_only_rows_that_changed_are_written_and_wide_ones_read(town: Project, warehouse: Warehouse) -> None:
     sync(town, warehouse)
     town.capture(
