@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
+from posthog_source.catalog import COHORTS
 from posthog_source.client import REST_RATES, Client
 from posthog_source.config import EventsSettings, PeopleSettings, Settings
 from posthog_source.definitions import INSIGHTS
@@ -73,8 +74,7 @@ def check_table(client: Client, settings: Settings, table: Table) -> TableCheck:
     try:
         return replace(_check(client, settings, table), kept_up=table.kept_up)
     except AccessDeniedError as error:
-        is_named = any(f"'{scope}'" in str(error) for scope in table.scopes)
-        lacks = table.scopes if is_named else ()
+        lacks = tuple(scope for scope in table.scopes if f"'{scope}'" in str(error))
         return TableCheck(name=table.name, access="denied", lacks=lacks, advice=str(error))
     except (NotFoundError, QuotaSpentError) as error:
         return TableCheck(name=table.name, access="absent", advice=str(error))
@@ -90,6 +90,8 @@ def waiting_minutes(checks: Iterable[TableCheck], settings: Settings) -> float:
 
 def _check(client: Client, settings: Settings, table: Table) -> TableCheck:
     if isinstance(table, HogqlTable):
+        if COHORTS.scopes[0] in table.scopes:
+            fetch_size(client, COHORTS)  # which cohorts have members, a list tells
         page_rows = (EventsSettings if table.time_column else PeopleSettings).page_rows
         reader = Reader(
             client, table, project_id=settings.project_id, page_rows=page_rows, look_ahead=1, may_repeat=False

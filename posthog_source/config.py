@@ -69,8 +69,8 @@ class Settings:
         end: First instant not to export; None means now less the lag, and moves the stored cursor.
         look_ahead: Queries in flight. PostHog allows a team 3 at once (query_api.md 2.4); two leave
             one for people.
-        query_timeout_s: How many seconds one query may take to answer: up to 10 s of ClickHouse time on
-            Cloud or 60 s elsewhere, 30 s of waiting for its turn, and the transfer.
+        query_timeout_s: Most seconds without a byte of an answer. A query takes up to 10 s of ClickHouse
+            time on Cloud or 60 s elsewhere, after up to 30 s of waiting for its turn.
         max_attempts: How often one request is tried before its error ends the run.
         wait_deadline_s: Most seconds that PostHog's limits may hold up one request in all. Its hourly limits
             ask for up to an hour.

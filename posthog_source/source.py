@@ -124,7 +124,7 @@ def posthog_source(
         queries: HogQL queries of your own, each a table: name, query, and if need be cursor, primary_key,
             lookback_s and page_rows. See `posthog_source.query_tables.QuerySettings`.
         look_ahead: Queries in flight, 2 by default. PostHog allows a team 3.
-        query_timeout_s: Longest wait for one answer.
+        query_timeout_s: Most seconds without a byte of an answer.
         max_attempts: Tries of a request that meets faults.
         wait_deadline_s: Longest wait that PostHog's limits may impose on one request.
         queries_per_minute: PostHog's limit for the key.
@@ -204,7 +204,7 @@ def posthog_query(
         project_id: PostHog's number of the project.
         api_key: A personal API key (`phx_…`) with `query:read`.
         host: `us`, `eu` or a base URL.
-        query_timeout_s: Longest wait for one answer.
+        query_timeout_s: Most seconds without a byte of an answer.
         max_attempts: Tries of a request that meets faults.
         wait_deadline_s: Longest wait that PostHog's limits may impose on one request.
         queries_per_minute: PostHog's limit for the key.

@@ -290,7 +290,7 @@ def test_check_names_the_scopes_that_a_key_lacks(project: Project, folder: Path)
     assert needed == "cohort:read, insight:read: a sync needs them."
     assert "alert:read" in others.split(", ")
     assert re.search(r"^alerts +needs alert:read", result.stdout, re.MULTILINE)
-    assert "A sync would fail: cohorts, insights cannot be read." in result.stderr
+    assert "A sync would fail: cohorts, cohort_people, insights cannot be read." in result.stderr
 
 
 def test_check_tells_why_a_key_that_has_the_scope_may_not_read_a_table(
