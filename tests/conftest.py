@@ -44,6 +44,7 @@ PROJECT_TABLES = tuple(t for t in TABLES if not (isinstance(t, RestTable) and t.
 
 PLAIN_EVENTS = EVENTS.without({"person_properties"})
 SLOWEST = (
+    *("test_airflow", "test_dagster", "test_prefect"),
     *("test_kill", "test_people_month", "test_storm", "test_benchmarks", "test_month"),
     *("test_pipeline", "test_runs", "test_people", "test_membership", "test_changing", "test_pagination"),
 )

@@ -237,6 +237,7 @@ def test_defaults_and_columns_that_the_pages_name_are_the_codes(path: Path) -> N
             assert name in columns | KNOWN.get(owner, frozenset()), f"{owner}.{name}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TELLING)
 def test_the_commands_of_a_page_do_and_print_what_it_says(name: str, begun: Begun, tmp_path: Path) -> None:
     path = FIRST.with_stem(name)
@@ -300,6 +301,7 @@ def test_the_python_and_the_sql_of_a_page_run_one_after_the_other(
             warehouse.execute(statement).fetchall()
 
 
+@pytest.mark.slow
 def test_the_tests_of_the_emulators_page_pass(tmp_path: Path) -> None:
     fixtures, tests = blocks((ROOT / "docs" / "emulator.md").read_text(encoding="utf-8"), "python")
     (tmp_path / "conftest.py").write_text(fixtures, encoding="utf-8")

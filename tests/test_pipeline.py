@@ -520,6 +520,7 @@ def test_copies_on_different_pages_are_loaded_once(
     assert warehouse.uuids() == uuids(41)
 
 
+@pytest.mark.slow
 def test_a_storm_of_faults_changes_nothing_but_the_time(product: Project, warehouse: Warehouse) -> None:
     storm: list[dict[str, Any]] = [
         *({"kind": "reset"}, {"status": 502}, {"pass": True}, {"kind": "cut", "after_bytes": 50}),

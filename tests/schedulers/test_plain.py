@@ -1,4 +1,4 @@
-"""docs/schedulers.md works as it stands: its lines and units run a sync, one at a time."""
+"""docs/schedulers.md works as it stands: cron's line, systemd's unit and GitHub's workflow run a sync."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from tests.test_documents import blocks
 DOCUMENT = (ROOT / "docs" / "schedulers.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"posthog-source (\w+)([^>\n]*)", "\n".join(blocks(DOCUMENT, r"\w+")))
 FOLDER = "/srv/posthog"
+
+pytestmark = pytest.mark.schedulers
 
 
 @pytest.fixture
