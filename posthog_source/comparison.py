@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal, TypeVar
 
-from posthog_source.config import EventsSettings
+from posthog_source.config import VISIBILITY_S, EventsSettings
 from posthog_source.errors import SettingsError
 from posthog_source.query import Settled
 from posthog_source.windows import EPOCH, Window
@@ -24,9 +24,6 @@ LISTED_ROWS = 10_000
 
 NAMED_ROWS = 1_000
 """Differences of a day that are told by key; more are counted."""
-
-VISIBILITY_S = 900
-"""How long after created_at a row may be seen, as `events` reckons."""
 
 
 Kind = Literal["missing", "extra", "duplicate", "changed"]
@@ -246,8 +243,7 @@ def events_span(
     visible = timedelta(seconds=VISIBILITY_S)
     # An unfinished first sync has read rows as of when it looked; a later one, as of its end.
     last = max(cursor + timedelta(seconds=config.lag_s), looked_at)
-    late_by_s = max(0, int(config.lag_s + config.lookback_s - VISIBILITY_S))
-    return window, Settled(last - visible, (looked_at if can_replace else last) - visible, late_by_s)
+    return window, Settled(last - visible, (looked_at if can_replace else last) - visible, config.late_by_s)
 
 
 def find_differing(left: Mapping[Key, Checksum], right: Mapping[Key, Checksum]) -> list[Key]:

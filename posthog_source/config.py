@@ -24,6 +24,9 @@ LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 MAX_PAGE_ROWS = 50_000
 """PostHog lowers any larger LIMIT in silence (query_api.md 2.1)."""
 
+VISIBILITY_S = 900
+"""How long after created_at a row may be seen and still be read by an ordinary sync's lookback."""
+
 MAX_SHOWN_CHARS = 100
 
 WriteMode = Literal["window", "upsert", "append"]
@@ -95,6 +98,11 @@ class Settings:
     queries_per_hour: int = 2_400
     rows_per_commit: int | None = None
     meter_reads: bool = False
+
+    @property
+    def origin(self) -> str:
+        """What is read, in words: cursors of another project or host are of no use for it."""
+        return f"{self.base_url} project {self.project_id}"
 
     @property
     def is_resumed_by_dlt(self) -> bool:
@@ -250,6 +258,11 @@ class EventsSettings(TableSettings):
             "events.exclude_event_names",
             "names that event_names does not have",
         )
+
+    @property
+    def late_by_s(self) -> int:
+        """From how late on an event is missed by ordinary syncs: lag and lookback had passed."""
+        return max(0, int(self.lag_s + self.lookback_s - VISIBILITY_S))
 
     def choice(self) -> dict[str, object]:
         """What is read of the events, as plain JSON: only what differs from the defaults."""

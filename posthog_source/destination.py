@@ -156,11 +156,10 @@ def claim_state(settings: Settings) -> dict[str, Any]:
         SettingsError: It belongs to another: its cursor would skip that project's history.
     """
     state = dlt.current.resource_state()
-    origin = f"{settings.base_url} project {settings.project_id}"
-    if state.setdefault("origin", origin) != origin:
+    if state.setdefault("origin", settings.origin) != settings.origin:
         raise SettingsError(
-            f"This pipeline has synced {state['origin']} so far, and its cursors are of no use for {origin}. "
-            "Use another pipeline_name and dataset_name (--pipeline, --dataset), or "
+            f"This pipeline has synced {state['origin']} so far, and its cursors are of no use for "
+            f"{settings.origin}. Use another pipeline_name and dataset_name (--pipeline, --dataset), or "
             "posthog_source.clone(name=…, section=…)."
         )
     return state

@@ -54,9 +54,6 @@ the merge's SQL, which dlt keeps in the stored schema."""
 ARRIVAL_OVERLAP = timedelta(hours=6)
 """PostHog sets created_at before a row can be seen, so arrivals are looked for again this far back."""
 
-VISIBILITY_S = 900
-"""How long after created_at a row may be seen and still be read by an ordinary sync's lookback."""
-
 EMPTY_INTERVAL = (
     "events: the scheduler's interval begins and ends at {}, so there is nothing to read. Airflow 3 gives "
     "such ones for '@daily': schedule with CronDataIntervalTimetable, or set "
@@ -321,9 +318,7 @@ class _Planner:
         first_start = self.settings.start or EPOCH
         oldest = window.start - timedelta(days=self.config.late_arrival_days)
         before = Window(min(window.start, max(first_start, oldest)), window.start)
-        # An event that was visible before lag and lookback had passed was read by an ordinary sync.
-        by_s = max(0, int(self.config.lag_s + self.config.lookback_s - VISIBILITY_S))
-        late = Late((looked_at or before.start) - ARRIVAL_OVERLAP, by_s)
+        late = Late((looked_at or before.start) - ARRIVAL_OVERLAP, self.config.late_by_s)
         counts = self.reader.fetch_day_counts(before, late) if before.start < before.end else {}
         rows = sum(counts.values())
         logger.info("events: %d arrived late since %s, on %d days", rows, late.since.isoformat(), len(counts))

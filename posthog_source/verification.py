@@ -266,8 +266,7 @@ class _Comparison:
         return at - timedelta(seconds=getattr(table, "overlap_s", 0.0)) if at else None
 
     def _check_origin(self, state: Mapping[str, Any]) -> None:
-        settings = self.chosen.settings
-        origin = f"{settings.base_url} project {settings.project_id}"
+        origin = self.chosen.settings.origin
         if state.get("origin", origin) != origin:
             raise SettingsError(
                 f"This pipeline has synced {state['origin']}, and cannot be compared with {origin}. Set "
