@@ -23,12 +23,12 @@ def event(name: str = "a", distinct_id: str = "x", **more: object) -> dict[str, 
     return {"event": name, "distinct_id": distinct_id, **more}
 
 
-@pytest.mark.parametrize("capture_mode", ["v0", "v1"])
 def test_a_body_that_is_no_event_is_refused(project: Project) -> None:
     for body in (b"5", b"null"):
         assert project.server.http.post("/e/", content=body).status_code == 400
 
 
+@pytest.mark.parametrize("capture_mode", ["v0", "v1"])
 def test_the_official_sdk_captures_identifies_and_aliases(project: Project, capture_mode: str) -> None:
     sdk = Posthog(project.token, host=project.server.url, capture_mode=capture_mode, gzip=True)
     sdk.capture("page viewed", distinct_id="anonymous-1", properties={"path": "/"})
