@@ -386,7 +386,7 @@ def bearer(key: str) -> dict[str, str]:
 def running_server() -> Iterator[Server]:
     """An emulator of one's own."""
     process, ready = start_program()
-    with httpx.Client(base_url=ready["url"], timeout=60) as http:
+    with httpx.Client(base_url=ready["url"], timeout=300) as http:
         yield Server(ready["url"], ready["api_key"], ready["project_token"], http)
     assert stop_program(process) == 0
 
