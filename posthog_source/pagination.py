@@ -57,6 +57,7 @@ from posthog_source.query import (
     build_page,
     build_probe,
     build_probe_condition,
+    build_proof,
     build_row_bytes,
     build_sample,
     build_span,
@@ -93,8 +94,7 @@ TRUSTED_SHARE = 0.75
 may have lowered the LIMIT in silence, and is asked for more."""
 
 LEAST_CAP = 100
-"""Rows that PostHog gives where no LIMIT is asked for (query_api.md 2.1): no server has a lower cap. Of rows
-that nobody has counted, an answer with fewer is all, and is not asked for what follows it."""
+"""Rows that PostHog gives where no LIMIT is asked for (query_api.md 2.1): no server has a lower cap."""
 
 SMALLEST_SHARE = 64
 """Into how many parts a page that is too heavy is cut before it is asked for in the background: each try
@@ -590,13 +590,12 @@ class Reader:
 
     def _iter_rest(self, plan: Plan, slice_: Slice, page: Page, *, trusted_rows: float) -> Iterator[Page]:
         """A slice's first page and all that follow it."""
-        seen, whole_below = 0, LEAST_CAP if plan.among and not slice_.rows else 0
+        seen, is_uncounted = 0, plan.among is not None and not slice_.rows
         while page.received:
             yield page
             seen += page.received
             is_full = page.received >= min(page.limit, self.page_rows)
-            is_uncut = page.received < max(whole_below, self._client.proof.rows)
-            if not is_full and (seen >= trusted_rows or is_uncut):
+            if not is_full and (seen >= trusted_rows or self._is_uncut(page.received, prove=is_uncounted)):
                 return
             limit = min(page.limit * 2, self.page_rows)  # grows back after a page that was too heavy
             fetch = self._fetch_page_in_background if page.in_background else self._fetch_lighter_page
@@ -604,6 +603,18 @@ class Reader:
             if not is_full and following.received == page.received:
                 self._learn_cap(page.received)
             page = following
+
+    def _is_uncut(self, received: int, *, prove: bool) -> bool:
+        """Whether PostHog hands out more rows than those, so that no lower cap has cut them.
+
+        Rows of a number prove it for nothing, where to ask for what follows would run a costly query again.
+        """
+        proof = self._client.proof
+        if prove and received < LEAST_CAP:
+            return True
+        if prove and proof.rows <= received:
+            proof.rows = max(proof.rows, self._client.query(build_proof(received + 1), read_answer).rows)
+        return received < proof.rows
 
     def _learn_cap(self, rows: int) -> None:
         if rows < self.page_rows:

@@ -66,11 +66,13 @@ def test_people_who_merge_change_and_come_are_right_after_the_next_sync(
     assert json.loads(next(iter(gone.values()))[1])["n"] == 2
 
 
+@pytest.mark.parametrize("newcomers", [0, 150])
 def test_who_did_something_is_asked_for_in_three_questions_though_somebody_was_merged_away(
-    town: Project, warehouse: Warehouse
+    town: Project, warehouse: Warehouse, newcomers: int
 ) -> None:
     sync(town, warehouse)
     town.capture(event("$merge_dangerously", "user-1", alias="user-2"), event("seen", "user-3"))
+    town.capture(*(event("seen", f"newcomer-{n}") for n in range(newcomers)))
     town.forget_requests()
 
     sync(town, warehouse)
