@@ -72,7 +72,7 @@ def test_who_did_something_is_asked_for_in_three_questions_though_somebody_was_m
 ) -> None:
     sync(town, warehouse)
     town.capture(event("$merge_dangerously", "user-1", alias="user-2"), event("seen", "user-3"))
-    town.capture(*(event("seen", f"newcomer-{n}") for n in range(newcomers)))
+    town.capture(*(identify(f"newcomer-{n}", f"anonymous-{n}") for n in range(newcomers)))
     town.forget_requests()
 
     sync(town, warehouse)
