@@ -1,4 +1,4 @@
-"""One table's check: may the key read it, how many rows has it, what does a first sync of it take?
+"""One table's check: whether the key may read it, its rows, what a first sync takes.
 
 A request or two for each table. Not here: settings and warehouses (`checkup`), how tables are read
 (`pagination`, `rest`).

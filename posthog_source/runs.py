@@ -282,11 +282,17 @@ def _commit_ranges(
     left = [number for number in ranges if number not in done.numbers]
     pipelines: dict[int, dlt.Pipeline] = {}
     is_stopped = threading.Event()
+    errors: list[BaseException] = []
 
     def commit(number: int) -> RunReport:
         source = _stopping(make(ranges[number]), is_stopped)
         part = _Run("backfill", pipelines[number], source, is_stopped)
-        part.commit_all(budget)
+        try:
+            part.commit_all(budget)
+        except BaseException as error:
+            errors.append(error)
+            is_stopped.set()
+            raise
         _drop_staging(part.pipeline)
         if part.report.status == "done":
             done.add(number)
@@ -295,8 +301,13 @@ def _commit_ranges(
     with _shared_progress_of(run.pipeline):
         # Before the threads start: dlt empties a pipeline's schema for a moment when it commits; `done` does.
         pipelines |= {number: _beside(run.pipeline, f"range_{number}") for number in left}
-        for _, report in ordered_prefetch(commit, left, depth=parallel, cancel=is_stopped.set):
-            run.report = run.report.joined(report)
+        try:
+            for _, report in ordered_prefetch(commit, left, depth=parallel, cancel=is_stopped.set):
+                run.report = run.report.joined(report)
+        except BaseException as error:
+            if error not in errors:
+                raise
+            raise errors[0]  # noqa: B904 - it has stopped the others, and has a cause of its own
     if len(done.numbers) == len(ranges):
         done.clear()
     else:

@@ -113,7 +113,7 @@ def test_a_load_without_copies_is_not_sorted_for_them_and_one_with_copies_is(
     told = []
     scripts: list[list[dict[str, Any]]] = [
         [],
-        [{"pass": True, "times": 2}, {"kind": "drop_rows", "rows": 3}],
+        [{"pass": True}, {"kind": "drop_rows", "rows": 3}],
         [],
     ]
     for faults in scripts:
