@@ -56,8 +56,12 @@ POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=T
 NO_LIMITS = {"api_queries": [10**6, 10**6], "default": [10**6, 10**6], "clickhouse": [10**6, 10**6]}
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slowest files first; within a file, and among the others, the order stays."""
+    for item in items:
+        if item.path.parent.name == "emulator":
+            item.add_marker("emulator")
     items.sort(key=lambda item: SLOWEST.index(item.path.stem) if item.path.stem in SLOWEST else len(SLOWEST))
 
 

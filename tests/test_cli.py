@@ -240,6 +240,7 @@ def test_check_tells_of_every_table_and_loads_nothing(project: Project, folder: 
     assert "20" in run(project, "check").stdout
 
 
+@pytest.mark.slow
 def test_check_foretells_what_posthog_reads_for_the_events(project: Project, folder: Path) -> None:
     project.generate(events=60_000, persons=100, days=5, properties_bytes=600)
     project.server.optimize()

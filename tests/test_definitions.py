@@ -403,6 +403,7 @@ def test_what_takes_a_request_for_each_object_is_read_only_where_it_is_named(
             assert [json.loads(value) for (value,) in found] == [{"n": n} for n in range(3)]
 
 
+@pytest.mark.slow
 def test_large_lists_take_as_many_requests_as_they_have_pages(
     server: Server, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

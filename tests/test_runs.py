@@ -150,6 +150,7 @@ def test_copies_in_a_first_load_are_sorted_out(project: Project, warehouse: Ware
     assert warehouse.uuids() == uuids
 
 
+@pytest.mark.slow
 def test_pages_do_not_wait_for_the_garbage_collector(busy_project: Project, warehouse: Warehouse) -> None:
     """One that a cycle holds stays in memory until Python looks for cycles, which may be many pages later."""
     busy_project.generate(
