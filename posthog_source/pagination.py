@@ -261,7 +261,7 @@ class Reader:
     def fetch_columns(self) -> tuple[Column, ...]:
         """Columns that the server has beside the table's own."""
         known = {name for column in self.table.columns for name in (column.name, column.source)}
-        types = self._client.query(build_columns(self.table.sources[0]), read_types)
+        types = self._ask(build_columns(self.table.sources[0]), read_types)
         found = {column.name: column for column in (discovered_column(*one) for one in types)}
         return tuple(column for name, column in found.items() if name and not {name, column.source} & known)
 
@@ -613,7 +613,7 @@ class Reader:
         if prove and received < LEAST_CAP:
             return True
         if prove and proof.rows <= received:
-            proof.rows = max(proof.rows, self._client.query(build_proof(received + 1), read_answer).rows)
+            proof.rows = max(proof.rows, self._answer(build_proof(received + 1)).rows)
         return received < proof.rows
 
     def _learn_cap(self, rows: int) -> None:
@@ -752,18 +752,21 @@ class Reader:
         return self._answer(query, window).cells()
 
     def _answer(self, query: Query, window: Window | None = None) -> Answer:
+        return self._ask(query, read_answer, window)
+
+    def _ask(self, query: Query, read: Callable[[Body], T], window: Window | None = None) -> T:
         """The answer; in the background where it is too heavy and its window, if any, cannot be halved.
 
         Raises:
             TooHeavyError: The window can be halved.
         """
         try:
-            return self._client.query(query, read_answer)
+            return self._client.query(query, read)
         except TooHeavyError as error:
             if window and len(halve_window(window)) > 1:
                 raise
             logger.warning("%s: asking in the background. %s", self.table.name, error)
-            return self._client.query_async(query, read_answer)
+            return self._client.query_async(query, read)
 
 
 def _read(body: Body) -> Answer:

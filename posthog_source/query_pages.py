@@ -102,7 +102,7 @@ class _Asking:
         """
         proof = self._client.proof
         if proof.rows <= received < limit:
-            cap = self._client.query(build_proof(limit), read_answer).rows
+            cap = self.ask(build_proof(limit), read_answer).rows
             proof.rows = max(proof.rows, cap)
             return max(received, cap)
         proof.rows = max(proof.rows, received)

@@ -31,6 +31,7 @@ from posthog_source.errors import (
     TooHeavyError,
 )
 from posthog_source.pagination import Reader
+from posthog_source.query import Keys
 from posthog_source.tables import Column, HogqlTable
 from posthog_source.windows import FILL, Window
 from tests.conftest import (
@@ -357,6 +358,22 @@ def test_every_question_is_answered_live_though_it_was_asked_before(
     more = add_events(busy_project, 1, uuid=["00000000-0000-4000-9000-000000000000"])
 
     assert sorted(column(read(reader, TEST_DAY))) == uuids + more
+
+
+def test_small_questions_that_are_too_heavy_are_asked_in_the_background(
+    busy_project: Project, client: Client
+) -> None:
+    reader = reader_of(client, busy_project, page_rows=100, table=SESSIONS)
+    busy_project.faults("query", {"status": 512})
+    assert reader.fetch_columns()
+
+    people = [f"00000000-0000-4000-8000-{n:012x}" for n in range(120)]
+    busy_project.rows("person", id=people, version=[0] * 120)
+    busy_project.settings(person_last_seen=True)
+    reader = reader_of(client, busy_project, page_rows=1_000, table=PERSONS)
+    busy_project.faults("query", {"pass": True}, {"status": 512})
+    plan = reader.plan_among(Keys("id", tuple(people)), rows=0)
+    assert column(list(reader.iter_pages(plan)), "id") == people
 
 
 def test_rows_missing_from_an_answer_are_noticed_and_read_again(
