@@ -53,6 +53,7 @@ def test_the_demo_syncs_twice_and_shows_rows_and_costs_and_may_be_run_again(tmp_
         assert len(query(database, sql)) > 1
 
 
+@pytest.mark.slow
 def test_the_demo_leaves_the_warehouse_of_a_real_sync_alone(tmp_path: Path) -> None:
     with duckdb.connect(str(tmp_path / "posthog.duckdb")) as warehouse:
         warehouse.execute("CREATE SCHEMA posthog_data")

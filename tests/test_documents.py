@@ -171,6 +171,7 @@ def table_rows(heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme_runs_as_it_stands(project: Project, tmp_path: Path) -> None:
     add_events(project, 9, timestamp=[ago(minutes=10 + n) for n in range(9)])
     (tmp_path / "snippet.py").write_text("\n".join(blocks(README, "python")), encoding="utf-8")

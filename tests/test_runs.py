@@ -453,6 +453,7 @@ def test_what_cannot_be_run_is_one_line_and_nothing_is_sent(
     assert not (shared_warehouse.path / "warehouse.duckdb").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_stopped_says_so_in_a_line_at_once_and_goes_on_when_run_again(
     busy_project: Project, shared_warehouse: Warehouse, signal_number: int
