@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import duckdb
+import pytest
 
 from posthog_source.demo import OTHERS, SHOWN
 from tests.conftest import run_program
