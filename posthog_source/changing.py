@@ -78,9 +78,12 @@ class Read:
 class _Ledger:
     """What has been read of one table, in dlt's state of its resource, which is changed in place."""
 
-    def __init__(self, state: dict[str, Any], table: HogqlTable, start: datetime | None) -> None:
+    def __init__(self, state: dict[str, Any], table: HogqlTable, settings: Settings) -> None:
         self._state = state
         self._table = table
+        self._known_start = datetime.fromisoformat(state[START]) if state.get(START) else None
+        # end_date makes a run a backfill of events, and start_date its beginning.
+        start = self._known_start if settings.end else settings.start
         self._start = start if table.lookback_days is not None else None
 
     def next_read(self, now: datetime) -> Read:
@@ -105,8 +108,8 @@ class _Ledger:
         return Read(now, since, self._day(floor), is_late)
 
     def _starts_earlier(self) -> bool:
-        known = self._state.get(START)
-        return known is not None and (self._start is None or self._start < datetime.fromisoformat(known))
+        known = self._known_start
+        return known is not None and (self._start is None or self._start < known)
 
     def _day(self, at: datetime | None) -> Bound | None:
         """The place of a day; rows before it are not read."""
@@ -172,10 +175,7 @@ class _Stream:
 
     def _iter_read(self, target: Target, reader: Reader) -> Iterator[Any]:
         """One commit of what there is to read."""
-        state, start = claim_state(self._settings), self._settings.start
-        if self._settings.end:  # a backfill of events, and start_date its beginning
-            start = datetime.fromisoformat(state[START]) if state.get(START) else None
-        ledger = _Ledger(state, self._table, start)
+        ledger = _Ledger(claim_state(self._settings), self._table, self._settings)
         read = ledger.next_read(self._clock())
         rest = reader.fetch_rest(read.lower, read.among, known=self._left)
         plan, left = rest.take(self._settings.rows_per_commit)

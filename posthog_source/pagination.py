@@ -435,7 +435,7 @@ class Reader:
         the load can sort them out, they are only noticed.
         """
         key, rows = self.table.primary_key[1:], page.rows
-        if not set(self.table.page_key) <= set(key):
+        if not self._pages_by_key:
             if not self._may_repeat:
                 rows = self._drop_seen(rows, key[-1])
             self._rows += rows.num_rows
@@ -451,6 +451,11 @@ class Reader:
         keys, seen = page.column(name), pa.chunked_array(self._seen, pa.string())
         again = seen.filter(pc.is_in(seen, value_set=keys))
         return page.filter(pc.invert(pc.is_in(keys, value_set=again))) if len(again) else page
+
+    @property
+    def _pages_by_key(self) -> bool:
+        """Whether the primary key orders pages: then copies lie side by side, and on no two pages."""
+        return set(self.table.page_key) <= set(self.table.primary_key[1:])
 
     @property
     def _axis(self) -> Axis | None:
@@ -595,7 +600,10 @@ class Reader:
             yield page
             seen += page.received
             is_full = page.received >= min(page.limit, self.page_rows)
-            if not is_full and (seen >= trusted_rows or self._is_uncut(page.received, prove=is_uncounted)):
+            is_uncut = page.received < self._client.proof.rows
+            if not is_full and (seen >= trusted_rows or is_uncut):
+                return
+            if not is_full and is_uncounted and self._gives_more_than(page.received):
                 return
             limit = min(page.limit * 2, self.page_rows)  # grows back after a page that was too heavy
             fetch = self._fetch_page_in_background if page.in_background else self._fetch_lighter_page
@@ -604,16 +612,15 @@ class Reader:
                 self._learn_cap(page.received)
             page = following
 
-    def _is_uncut(self, received: int, *, prove: bool) -> bool:
+    def _gives_more_than(self, received: int) -> bool:
         """Whether PostHog hands out more rows than those, so that no lower cap has cut them.
 
         Rows of a number prove it for nothing, where to ask for what follows would run a costly query again.
         """
-        proof = self._client.proof
-        if prove and received < LEAST_CAP:
+        if received < LEAST_CAP:
             return True
-        if prove and proof.rows <= received:
-            proof.rows = max(proof.rows, self._answer(build_proof(received + 1)).rows)
+        proof = self._client.proof
+        proof.rows = max(proof.rows, self._answer(build_proof(received + 1)).rows)
         return received < proof.rows
 
     def _learn_cap(self, rows: int) -> None:
@@ -699,10 +706,10 @@ class Reader:
                 f"{self.table.name}: a page ends with the row that it should follow. Please report this."
             )
         self._client.proof.rows = max(self._client.proof.rows, rows.num_rows)
-        keys, key = count_runs(rows, self.table.page_key), self.table.primary_key[1:]
+        keys = count_runs(rows, self.table.page_key)
         clean = replace_nul(rows, self.table)
-        is_told = clean is rows and keys == rows.num_rows and set(self.table.page_key) <= set(key)
-        clean = clean if is_told else drop_copies(clean, key)  # which hashes all keys
+        if clean is not rows or keys < rows.num_rows or not self._pages_by_key:
+            clean = drop_copies(clean, self.table.primary_key[1:])  # which hashes all keys
         return Page(clean, rows.num_rows, keys, limit, last, in_background)
 
     def _find_absent(self) -> frozenset[str]:

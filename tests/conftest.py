@@ -20,6 +20,7 @@ from typing import Any
 import duckdb
 import httpx
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 os.environ["RUNTIME__DLTHUB_TELEMETRY"] = "false"  # before dlt reads it: nothing but loopback is called
@@ -318,6 +319,26 @@ class Elsewhere(Warehouse):
             return [tuple(row) for row in client.execute_sql(sql) or []]
 
 
+class Files(Elsewhere):
+    """A dlt pipeline into the plain files of one test."""
+
+    @classmethod
+    def below(cls, path: Path) -> Files:
+        """In a folder, the pipeline's state beside them."""
+        pipeline = dlt.pipeline(
+            "files",
+            pipelines_dir=str(path / "pipelines"),
+            destination=dlt.destinations.filesystem((path / "files").as_uri()),
+            dataset_name="posthog_data",
+        )
+        return cls(path, pipeline)
+
+    def rows(self, table: str) -> list[dict[str, Any]]:
+        """What the Parquet files of a table hold."""
+        found = sorted((self.path / "files" / "posthog_data" / table).glob("*.parquet"))
+        return [row for file in found for row in pq.read_table(file).to_pylist()]
+
+
 def client_of(project: Project, time: FakeTime, **settings: Any) -> Client:
     """The connector's client for a project; close it."""
     return Client(build_settings(**project.credentials | settings), clock=time.clock, sleep=time.sleep)
@@ -410,6 +431,11 @@ def project(server: Server) -> Project:
 def warehouse(tmp_path: Path) -> Iterator[Warehouse]:
     with Warehouse.at(tmp_path).held() as warehouse:
         yield warehouse
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files.below(tmp_path)
 
 
 @pytest.fixture(autouse=True)

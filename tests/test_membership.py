@@ -6,16 +6,13 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-import dlt
-import pyarrow.parquet as pq
 import pytest
 
 from posthog_source import Budget, PeopleConfig, RunReport, posthog_source, run_sync
 from posthog_source.errors import AccessDeniedError, QuotaSpentError, ServerError, SettingsError, find_cause
-from tests.conftest import NO_LIMITS, Project, Server, Warehouse
+from tests.conftest import NO_LIMITS, Files, Project, Server, Warehouse
 
 PLANS = ("free", "pro", "team")
 PEOPLE = 30
@@ -415,24 +412,17 @@ def test_a_plain_run_is_right_too(town: Town, warehouse: Warehouse) -> None:
     assert loaded(warehouse) == town.members()
 
 
-def test_plain_files_hold_all_members_as_of_the_last_sync(town: Town, tmp_path: Path) -> None:
-    pipeline = dlt.pipeline(
-        "files",
-        pipelines_dir=str(tmp_path / "pipelines"),
-        destination=dlt.destinations.filesystem((tmp_path / "files").as_uri()),
-        dataset_name="posthog_data",
-    )
+def test_plain_files_hold_all_members_as_of_the_last_sync(town: Town, files: Files) -> None:
     for changes in ({"remove": ["user-0"]}, {"add": ["user-9"]}):
         source = posthog_source(**town.project.credentials).with_resources("cohort_people")
-        pipeline.run(source, loader_file_format="parquet")
+        files.pipeline.run(source, loader_file_format="parquet")
         town.change(**changes)
-    pipeline.run(
+    files.pipeline.run(
         posthog_source(**town.project.credentials).with_resources("cohort_people"),
         loader_file_format="parquet",
     )
 
-    files = (tmp_path / "files" / "posthog_data" / "cohort_people").glob("*.parquet")
-    rows = [row for file in files for row in pq.read_table(file).to_pylist()]
+    rows = files.rows("cohort_people")
     assert sorted((row["cohort_id"], row["person_id"]) for row in rows) == sorted(town.members())
 
 
@@ -524,17 +514,11 @@ def test_the_history_is_right_in_groups_and_says_nothing_of_a_cohort_that_failed
     assert len([stay for stay in stays(town, warehouse, pro) if stay[3] is None]) == PEOPLE // 3 + 4
 
 
-def test_a_history_in_plain_files_is_refused(town: Town, tmp_path: Path) -> None:
-    pipeline = dlt.pipeline(
-        "files",
-        pipelines_dir=str(tmp_path / "pipelines"),
-        destination=dlt.destinations.filesystem((tmp_path / "files").as_uri()),
-        dataset_name="posthog_data",
-    )
+def test_a_history_in_plain_files_is_refused(town: Town, files: Files) -> None:
     source = posthog_source(**town.project.credentials | HISTORY).with_resources("cohort_people")
 
     with pytest.raises(Exception, match=r"people\.cohort_history needs a destination") as refused:
-        pipeline.run(source)
+        files.pipeline.run(source)
 
     assert isinstance(find_cause(refused.value), SettingsError)
 

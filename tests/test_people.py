@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
-import dlt
-import pyarrow.parquet as pq
 import pytest
 
 from posthog_source import Budget, EventsConfig, PeopleConfig, RunReport, posthog_source, run_sync
-from tests.conftest import Project, Warehouse
+from tests.conftest import Files, Project, Warehouse
 from tests.people import (
     check_exactly,
     event,
@@ -271,18 +268,12 @@ def test_last_seen_at_is_there_where_the_server_has_it(town: Project, warehouse:
     assert count >= 1
 
 
-def test_plain_files_hold_everybody_once_though_an_answer_was_short(town: Project, tmp_path: Path) -> None:
-    pipeline = dlt.pipeline(
-        "files",
-        pipelines_dir=str(tmp_path / "pipelines"),
-        destination=dlt.destinations.filesystem((tmp_path / "files").as_uri()),
-        dataset_name="posthog_data",
-    )
+def test_plain_files_hold_everybody_once_though_an_answer_was_short(town: Project, files: Files) -> None:
     town.settings(person_last_seen=True)
     town.faults("query", {"pass": True}, {"kind": "drop_rows", "rows": 1})
 
-    pipeline.run(posthog_source(**town.credentials).with_resources("persons"), loader_file_format="parquet")
+    source = posthog_source(**town.credentials).with_resources("persons")
+    files.pipeline.run(source, loader_file_format="parquet")
 
-    files = (tmp_path / "files" / "posthog_data" / "persons").glob("*.parquet")
-    ids = [row["id"] for file in files for row in pq.read_table(file).to_pylist()]
+    ids = [row["id"] for row in files.rows("persons")]
     assert sorted(ids) == sorted(true_persons(town))

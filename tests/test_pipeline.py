@@ -12,8 +12,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import dlt
-import pyarrow.parquet as pq
 import pytest
 from dlt.common.runtime.collector_base import Collector
 from dlt.pipeline.exceptions import PipelineStepFailed
@@ -23,7 +21,16 @@ from posthog_source import EventsConfig, PeopleConfig, PosthogSourceError, find_
 from posthog_source.catalog import EVENTS
 from posthog_source.errors import MissingRowsError
 from posthog_source.tables import HogqlTable, RestTable
-from tests.conftest import NO_LIMITS, PLAIN_EVENTS, PROJECT_TABLES, Project, Server, Warehouse, add_events
+from tests.conftest import (
+    NO_LIMITS,
+    PLAIN_EVENTS,
+    PROJECT_TABLES,
+    Files,
+    Project,
+    Server,
+    Warehouse,
+    add_events,
+)
 from tests.exact import EVENT_FIELDS, duckdb_cells
 
 SMALL = {"persons": 100, "days": 3, "properties_bytes": 200}
@@ -616,24 +623,14 @@ def test_person_properties_as_stored_on_the_event_come_when_asked_for(
 
 
 def test_plain_files_are_appended_to_with_a_warning_and_snapshots_are_replaced(
-    standing: Project, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    standing: Project, files: Files, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pipeline = dlt.pipeline(
-        "files",
-        pipelines_dir=str(tmp_path / "pipelines"),
-        destination=dlt.destinations.filesystem((tmp_path / "files").as_uri()),
-        dataset_name="posthog_data",
-    )
     for _ in range(2):
-        pipeline.run(posthog_source(**standing.credentials), loader_file_format="parquet")
+        files.pipeline.run(posthog_source(**standing.credentials), loader_file_format="parquet")
 
-    def rows(table: str) -> list[dict[str, Any]]:
-        files = sorted((tmp_path / "files" / "posthog_data" / table).glob("*.parquet"))
-        return [row for file in files for row in pq.read_table(file).to_pylist()]
-
-    assert sorted(row["uuid"] for row in rows("events")) == sorted(true_events(standing))
-    assert len(rows("persons")) == len(standing.persons("id"))
-    assert {row["distinct_id"] for row in rows("person_distinct_ids")} == set(standing.person_ids())
+    assert sorted(row["uuid"] for row in files.rows("events")) == sorted(true_events(standing))
+    assert len(files.rows("persons")) == len(standing.persons("id"))
+    assert {row["distinct_id"] for row in files.rows("person_distinct_ids")} == set(standing.person_ids())
     assert any("cannot replace rows, so they are appended" in message for message in caplog.messages)
 
 

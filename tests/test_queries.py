@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import dlt
-import pyarrow.parquet as pq
 import pytest
 from dlt.pipeline.exceptions import PipelineStepFailed
 from hypothesis import HealthCheck, given, settings
@@ -25,6 +23,7 @@ from posthog_source.query_tables import build_query_settings, parse_queries
 from tests.conftest import (
     NO_LIMITS,
     FakeTime,
+    Files,
     Project,
     Server,
     Warehouse,
@@ -568,24 +567,17 @@ def test_a_query_that_changes_is_told_what_becomes_of_the_rows_that_are_there(
 
 
 def test_a_destination_that_cannot_replace_rows_gets_all_of_them_each_time(
-    project: Project, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    project: Project, files: Files, caplog: pytest.LogCaptureFixture
 ) -> None:
     add_events(project, 3)
-    pipeline = dlt.pipeline(
-        "files",
-        pipelines_dir=str(tmp_path / "pipelines"),
-        destination=dlt.destinations.filesystem(str(tmp_path / "files")),
-        dataset_name="posthog_data",
-    )
     for _ in range(2):
-        pipeline.run(
+        files.pipeline.run(
             posthog_query("rows", ALL, cursor="at", primary_key="distinct_id", **project.credentials)
         )
 
     assert "so all of them are read each time" in caplog.text
     assert len(pages_of(project, "rows")) == 2
-    files = list((tmp_path / "files" / "posthog_data" / "rows").glob("*.parquet"))
-    assert sum(pq.read_table(file).num_rows for file in files) == 3
+    assert len(files.rows("rows")) == 3
 
 
 def test_queries_come_from_toml_beside_the_other_tables(project: Project, tmp_path: Path) -> None:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import logging
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_OID, uuid5
 
-import dlt
-import pyarrow.parquet as pq
 import pytest
 
 from posthog_source import ResultsConfig, find_cause, posthog_source
@@ -18,7 +15,7 @@ from posthog_source.catalog import INSIGHT_RESULT_DOCUMENTS, INSIGHT_RESULTS
 from posthog_source.config import ResultsSettings
 from posthog_source.errors import AccessDeniedError, ServerError, SettingsError, UnexpectedAnswerError
 from posthog_source.insights import READERS, is_wanted, kind_of, rows_of
-from tests.conftest import Project, Warehouse, add_events
+from tests.conftest import Files, Project, Warehouse, add_events
 
 JANUARY = {"date_from": "2026-01-08", "date_to": "2026-01-12"}
 COMPUTED = {"id": 7, "short_id": "abc", "last_refresh": "2026-01-10T23:30:00Z", "is_cached": True}
@@ -427,20 +424,13 @@ def test_both_tables_are_as_the_catalogue_says(small: Project, warehouse: Wareho
         assert counts[0] == counts[1] > 0
 
 
-def test_plain_files_grow(small: Project, tmp_path: Path) -> None:
+def test_plain_files_grow(small: Project, files: Files) -> None:
     save(small, trend("visit"))
-    pipeline = dlt.pipeline(
-        "files",
-        pipelines_dir=str(tmp_path / "pipelines"),
-        destination=dlt.destinations.filesystem((tmp_path / "files").as_uri()),
-        dataset_name="data",
-    )
     for _ in range(2):
         source = posthog_source(**small.credentials, results=ResultsConfig(refresh="blocking"))
-        pipeline.run(source.with_resources("insight_results"), loader_file_format="parquet")
+        files.pipeline.run(source.with_resources("insight_results"), loader_file_format="parquet")
     for table, rows in ((INSIGHT_RESULTS, 10), (INSIGHT_RESULT_DOCUMENTS, 2)):
-        files = (tmp_path / "files" / "data" / table.name).glob("*.parquet")
-        assert sum(pq.read_table(file).num_rows for file in files) == rows
+        assert len(files.rows(table.name)) == rows
 
 
 def test_a_key_without_the_scope_is_told_which(small: Project, warehouse: Warehouse) -> None:

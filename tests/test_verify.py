@@ -42,7 +42,7 @@ from posthog_source.stored import DIALECTS, Choice
 from posthog_source.stored import Warehouse as Stored
 from posthog_source.tables import DELETED_AT, Column, Table
 from posthog_source.windows import Window
-from tests.conftest import NO_LIMITS, PLAIN_EVENTS, Elsewhere, Project, Server, Warehouse, add_events
+from tests.conftest import NO_LIMITS, PLAIN_EVENTS, Elsewhere, Files, Project, Server, Warehouse, add_events
 
 DAY = timedelta(days=1)
 START = datetime(2026, 1, 10, tzinfo=UTC)
@@ -481,23 +481,16 @@ def test_tables_that_posthog_does_not_show_are_told_in_a_line() -> None:
     assert "Not compared: alerts, roles. Of alerts: why there are none\n" in written.getvalue()
 
 
-def test_plain_files_are_compared_and_not_repaired(server: Server, tmp_path: Path) -> None:
+def test_plain_files_are_compared_and_not_repaired(server: Server, files: Files) -> None:
     project = server.project(settings={"rate_limits": NO_LIMITS})
     uuids = four_days(project)
-    pipeline = dlt.pipeline(
-        "posthog",
-        pipelines_dir=str(tmp_path / "pipelines"),
-        destination=dlt.destinations.filesystem((tmp_path / "files").as_uri()),
-        dataset_name="posthog_data",
-    )
-    warehouse = Elsewhere(tmp_path, pipeline)
-    warehouse.sync(project, "events")
-    assert compare(project, warehouse).is_equal
+    files.sync(project, "events")
+    assert compare(project, files).is_equal
     project.control("POST", "delete/events", uuids=uuids[:1])
 
-    assert named(compare(project, warehouse)) == {("extra", uuids[0])}
+    assert named(compare(project, files)) == {("extra", uuids[0])}
     with pytest.raises(SettingsError, match="filesystem cannot replace rows"):
-        compare(project, warehouse, repair=True)
+        compare(project, files, repair=True)
 
 
 def test_a_destination_whose_sql_is_not_known_is_refused(synced: Synced, tmp_path: Path) -> None:
