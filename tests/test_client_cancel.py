@@ -234,7 +234,9 @@ def test_ctrl_c_ends_a_look_ahead_that_waits_for_an_hour(
         list(ordered_prefetch(scope.bind(lambda _: ask(client)), range(9), depth=2, cancel=scope.cancel))
 
     pressed.result(PATIENCE_S)
-    assert [thread for thread in threading.enumerate() if thread.name == "posthog_source"] == []
+    # One that Ctrl-C has kept from starting stays in Python's list, and is not alive.
+    ours = [thread for thread in threading.enumerate() if thread.name == "posthog_source"]
+    assert [thread for thread in ours if thread.is_alive()] == []
 
 
 def test_whatever_posthog_answers_after_a_cancel_the_request_was_interrupted(
