@@ -79,9 +79,9 @@ class Settings:
             ask for up to an hour.
         queries_per_minute: Queries a minute to keep to: PostHog's limit for a key (query_api.md 2.5).
         queries_per_hour: Queries an hour to keep to: PostHog's limit for a key (query_api.md 2.5).
-        rows_per_commit: Most events that one load holds (a single day may exceed it by a tenth); the rest
-            waits for the next load. `run_sync` and `run_backfill` default to 500,000; a plain
-            `pipeline.run` reads everything at once.
+        rows_per_commit: Most events that one load holds (a single day may exceed it by a tenth), or twice as
+            many persons or distinct ids; the rest waits for the next load. `run_sync` and `run_backfill`
+            default to 500,000; a plain `pipeline.run` reads everything at once.
         meter_reads: Whether to ask PostHog's query_log, once a table, how many bytes the queries read.
     """
 

@@ -38,6 +38,10 @@ VERSIONS = replace(
 )
 """Persons without what makes them wide. The dead are told too: else who is missing is counted again."""
 
+PEOPLE_PER_EVENT = 2
+"""People in a commit for each event that one may have: they are half as long, and their keys are not kept to
+look for copies. 1,000,000 go into DuckDB an eighth faster than in two commits."""
+
 FROM_THE_FUTURE = timedelta(days=1)
 """PostHog hides persons who begin later than so long after now (query_api.md 4.2)."""
 
@@ -66,8 +70,8 @@ def build_people(
 ) -> list[DltResource]:
     """Persons and their distinct ids as dlt resources.
 
-    With `settings.rows_per_commit`, each evaluation reads one commit's worth of a sweep and says in the
-    metric `rows_left` how much it has left for the next.
+    With `settings.rows_per_commit`, each evaluation reads one commit's worth of a sweep, `PEOPLE_PER_EVENT`
+    times as many, and says in the metric `rows_left` how much it has left for the next.
     """
     shared = _Shared(client, settings, events, people, clock)
     streams = (
@@ -271,7 +275,8 @@ class _Stream:
         """One commit of everything; the last one also tells who is gone, and who changed meanwhile."""
         reader = commit.reader(self.table)
         rest = reader.fetch_rest(sweep.lower, known=self._left)
-        plan, left = rest.take(self._shared.settings.rows_per_commit)
+        most = self._shared.settings.rows_per_commit
+        plan, left = rest.take(most and most * PEOPLE_PER_EVENT)
         read = _Read(self.table.page_key[0], keeps=not left.slices)
         yield from commit.merge(
             reader,

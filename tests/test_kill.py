@@ -243,7 +243,7 @@ def people_job(folder: Path, project: Project, *, sweeps: bool) -> Job:
     people = PeopleConfig(page_rows=30, sweep_every_days=0 if sweeps else 7)
     folder.mkdir(exist_ok=True)
     source = project.credentials | {"people": people, "events": EventsConfig(lag_s=0)}
-    return Job(folder=folder, source=source, rows_per_commit=60, tables=PEOPLE)
+    return Job(folder=folder, source=source, rows_per_commit=30, tables=PEOPLE)
 
 
 @pytest.mark.parametrize("sweeps", [False, True], ids=["seen", "sweep"])

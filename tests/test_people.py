@@ -159,7 +159,7 @@ def test_a_sweep_that_stops_deletes_nobody_and_goes_on_where_it_was(
 ) -> None:
     """Read in commits of about forty rows, one at a time."""
     busy_project.generate(events=10, persons=240, days=1, properties_bytes=10, nasty=False)
-    small = {"people": PeopleConfig(page_rows=40, sweep_every_days=0), "rows_per_commit": 40}
+    small = {"people": PeopleConfig(page_rows=40, sweep_every_days=0), "rows_per_commit": 20}
     sync(busy_project, warehouse, *PEOPLE)
     before = true_persons(busy_project)
     victims = sorted(before)[::10]
