@@ -13,7 +13,7 @@ import re
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -59,6 +59,7 @@ def build_app(clickhouse: ClickHouse, state: State) -> ASGIApp:
         exception_handlers={
             ApiError: _api_error,
             HTTPException: _http_error,
+            ClientDisconnect: _gone,
             500: _server_error,
         },
     )
@@ -127,6 +128,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if error.status_code == 405:
         return ApiError(405, f'Method "{request.method}" not allowed.').response()
     return ApiError(error.status_code, str(error.detail)).response()
+
+
+async def _gone(request: Request, error: Exception) -> Response:  # noqa: ARG001 - a handler
+    """An answer that nobody reads, with the status that nginx logs then."""
+    return Response(status_code=499)
 
 
 async def _server_error(request: Request, error: Exception) -> Response:

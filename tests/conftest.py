@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import IO, Any
 
 import duckdb
 import httpx
@@ -66,12 +66,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: SLOWEST.index(item.path.stem) if item.path.stem in SLOWEST else len(SLOWEST))
 
 
-def start_program(*arguments: str) -> tuple[subprocess.Popen[bytes], dict[str, Any]]:
+def start_program(
+    *arguments: str, stderr: IO[bytes] | None = None
+) -> tuple[subprocess.Popen[bytes], dict[str, Any]]:
     """The program and its ready line; close its stdin to stop it."""
     process = subprocess.Popen(
         [sys.executable, "-m", "posthog_emulator", "--stop-with-stdin", *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=stderr,
         cwd=ROOT,
     )
     assert process.stdout is not None

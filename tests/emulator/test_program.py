@@ -93,6 +93,24 @@ def test_a_given_data_directory_is_kept(tmp_path: Path) -> None:
     assert list((tmp_path / "data").iterdir())
 
 
+def test_a_client_that_goes_before_its_question_is_whole_is_nothing_to_log(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        process, ready = start_program(stderr=file)
+    address = urlsplit(ready["url"])
+    path = f"/api/projects/{ready['project_id']}/query/"
+    head = f"POST {path} HTTP/1.1\r\nHost: here\r\nAuthorization: Bearer {ready['api_key']}\r\n"
+    with socket.create_connection((address.hostname, address.port), timeout=5) as client:
+        client.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+    try:
+        journal = httpx.get(f"{ready['url']}/_emulator/projects/{ready['project_id']}/requests").json()
+    finally:
+        assert stop_program(process) == 0
+
+    assert [request["path"] for request in journal] == [path]
+    assert log.read_text() == ""
+
+
 def test_unknown_routes_get_posthogs_envelope(tmp_path: Path) -> None:
     process, ready = start_program()
     try:
