@@ -21,7 +21,7 @@ from posthog_source import EventsConfig, PeopleConfig, create_person_view, posth
 from posthog_source.catalog import EVENTS, PERSON_DISTINCT_IDS, PERSONS
 from posthog_source.errors import SettingsError
 from posthog_source.identity import DIALECTS, Relation, build_person_view_sql
-from tests.conftest import Elsewhere, Project, Warehouse, add_events, bearer
+from tests.conftest import Elsewhere, Files, Project, Warehouse, add_events, bearer
 
 TABLES = ("events", "persons", "person_distinct_ids")
 LATE = {"late_arrival_every_s": 0.0}
@@ -459,14 +459,9 @@ def test_a_name_that_something_else_has_is_refused(story: Story, warehouse: Ware
     assert warehouse.query("SELECT one FROM mine") == [(1,)]
 
 
-def test_plain_files_hold_no_view(story: Story, tmp_path: Path) -> None:
-    files = dlt.destinations.filesystem(str(tmp_path / "files"))
-    pipeline = dlt.pipeline(
-        "files", pipelines_dir=str(tmp_path / "p"), destination=files, dataset_name="posthog_data"
-    )
-
+def test_plain_files_hold_no_view(story: Story, files: Files) -> None:
     with pytest.raises(SettingsError, match=r"^filesystem cannot hold the person view\. .*join person_dist"):
-        create_person_view(pipeline)
+        create_person_view(files.pipeline)
 
 
 def test_a_pipeline_without_a_destination_is_told_to_get_one(tmp_path: Path) -> None:

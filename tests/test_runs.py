@@ -23,7 +23,7 @@ import pytest
 
 from posthog_source import Budget, EventsConfig, PeopleConfig, RunReport, run_backfill, run_sync
 from posthog_source.errors import QuotaSpentError, SettingsError, find_cause
-from tests.conftest import NO_LIMITS, ROOT, Project, Server, Warehouse, add_events
+from tests.conftest import NO_LIMITS, ROOT, Files, Project, Server, Warehouse, add_events
 
 DAY = timedelta(days=1)
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -584,14 +584,9 @@ def test_a_backfill_whose_last_days_are_empty_is_finished_and_reads_again(
     assert run_backfill(warehouse.pipeline, START, far, **given).rows == 20
 
 
-def test_a_backfill_into_plain_files_ends_well(busy_project: Project, tmp_path: Path) -> None:
+def test_a_backfill_into_plain_files_ends_well(busy_project: Project, files: Files) -> None:
     expected = four_days(busy_project)
-    files = dlt.destinations.filesystem(str(tmp_path / "files"))
-    pipeline = dlt.pipeline(
-        "posthog", pipelines_dir=str(tmp_path / "pipelines"), destination=files, dataset_name="posthog_data"
-    )
 
-    report = run_backfill(pipeline, START, END, **busy_project.credentials)
+    report = run_backfill(files.pipeline, START, END, **busy_project.credentials)
 
-    assert report.rows == len(expected)
-    assert list((tmp_path / "files" / "posthog_data" / "events").glob("*.parquet"))
+    assert report.rows == len(expected) == len(files.rows("events"))

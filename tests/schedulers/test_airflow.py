@@ -35,7 +35,6 @@ SET_UP = [
     if re.search(r"variables|connect", line)
 ]
 (BACKFILL,) = re.findall(r"airflow dags trigger posthog_backfill --conf '(.*)'", PAGE)
-VERSIONS = {"2.11": "apache-airflow>=2.11,<3", "3": "apache-airflow>=3.1,<4"}
 BESIDE = ("duckdb>=1.4,<2",)
 """This process reads what they write."""
 
@@ -77,12 +76,10 @@ class Airflow:
     """An Airflow with a folder of DAGs, a database in SQLite, and a warehouse in a DuckDB file.
 
     Attributes:
-        version: One of `VERSIONS`.
         programs: Where its commands are.
         home: `AIRFLOW_HOME`.
     """
 
-    version: str
     programs: Path
     home: Path
 
@@ -151,13 +148,12 @@ class Airflow:
 @pytest.fixture(scope="class")
 def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Airflow:
     """An Airflow that is ready to be copied."""
-    version = request.cls.version
     folder = tmp_path_factory.mktemp("airflow")
     home = folder / "home"
     (home / "dags").mkdir(parents=True)
     shutil.copy(DAGS, home / "dags")
-    programs = build_environment(folder / "venv", VERSIONS[version], *BESIDE)
-    made = Airflow(version, programs, home)
+    programs = build_environment(folder / "venv", request.cls.requirement, *BESIDE)
+    made = Airflow(programs, home)
     made.run("airflow", "db", "migrate")
     return made
 
@@ -167,7 +163,7 @@ def airflow(installed: Airflow, tmp_path: Path) -> Airflow:
     """One of a test's own."""
     home = tmp_path / "airflow"
     shutil.copytree(installed.home, home)
-    return Airflow(installed.version, installed.programs, home)
+    return Airflow(installed.programs, home)
 
 
 def connection(project: Project, **changes: str) -> dict[str, str]:
@@ -219,7 +215,7 @@ def serial(large: Project, tmp_path_factory: pytest.TempPathFactory) -> tuple[An
 class Promises:
     """Of any Airflow. Each version is a class, since xdist gives a class's tests to one process."""
 
-    version: str
+    requirement: str
 
     def test_the_file_is_read_fast_and_without_dlt_and_its_tasks_have_outlets(self, airflow: Airflow) -> None:
         said = airflow.run("python", "-c", READ, str(DAGS))
@@ -338,13 +334,13 @@ class Promises:
 
 
 class TestAirflow2(Promises):
-    version = "2.11"
+    requirement = "apache-airflow>=2.11,<3"
 
 
 class TestAirflow3(Promises):
     """Also with what Airflow 2 does not have: those names, and an interval of no length."""
 
-    version = "3"
+    requirement = "apache-airflow>=3.1,<4"
 
     def test_a_dag_that_waits_for_a_table_is_read(self, airflow: Airflow, tmp_path: Path) -> None:
         (block,) = blocks(PAGE, "python")
