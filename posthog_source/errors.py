@@ -342,7 +342,7 @@ def parse_retry_after(value: str | None, *, now: datetime) -> float | None:
     if value is None:
         return None
     if value.strip().isdecimal():
-        return float(value)
+        return float(value.strip())
     try:
         at = parsedate_to_datetime(value)
     except (ValueError, OverflowError):

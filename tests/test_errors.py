@@ -9,7 +9,7 @@ from email.utils import format_datetime
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from posthog_source import errors
@@ -314,6 +314,7 @@ def test_seconds_and_the_date_that_many_seconds_ahead_mean_the_same_wait(seconds
     assert parse_retry_after(str(seconds), now=NOW) == parse_retry_after(date, now=NOW) == seconds
 
 
+@example("0\x1f")  # whitespace to str.strip, not to float
 @given(st.text() | st.text(alphabet="0123456789 :+-,GMTWedMar\N{SUPERSCRIPT TWO}"))
 def test_no_retry_after_whatever_is_a_crash_or_a_wait_below_zero(value: str) -> None:
     wait_s = parse_retry_after(value, now=NOW)
