@@ -20,12 +20,16 @@ from typing import Any
 import dlt
 from dlt.common import json
 from dlt.common.schema import Schema
-from dlt.dataset.utils import get_destination_clients
 from dlt.sources import DltSource
 
 from posthog_source.catalog import TABLES
 from posthog_source.config import parse_instant
-from posthog_source.destination import can_merge, destination_of
+from posthog_source.destination import (
+    can_merge,
+    configuration_of,
+    destination_of,
+    require_whole,
+)
 from posthog_source.errors import InterruptedRunError, SettingsError, find_cause, iter_causes
 from posthog_source.prefetch import ordered_prefetch
 from posthog_source.progress import shared_progress
@@ -76,7 +80,7 @@ def run_sync(
         InterruptedRunError: Ctrl-C or SIGTERM; what was committed stays.
         dlt.pipeline.exceptions.PipelineStepFailed: See `find_cause`.
     """
-    destination_of(pipeline)
+    require_whole(pipeline)
     chosen = {"tables": list(tables)} if tables else {}
     run = _Run("sync", pipeline, source(**settings | chosen | _committing(rows_per_commit, budget)))
     with run.reported(), _stoppable():
@@ -118,7 +122,7 @@ def run_backfill(
         dlt.pipeline.exceptions.PipelineStepFailed: See `find_cause`.
     """
     window = parse_window(start, end)
-    destination_of(pipeline)
+    require_whole(pipeline)
     if parallel < 1:
         raise SettingsError(f"parallel is {parallel}. Let at least 1 range be read at once.")
 
@@ -407,11 +411,7 @@ def _numbers(metrics: Mapping[str, Any] | None) -> dict[str, float]:
 def _beside(pipeline: dlt.Pipeline, suffix: str) -> dlt.Pipeline:
     """A pipeline into the same dataset, with a state and staging tables of its own."""
     destination = destination_of(pipeline)
-    # Not pipeline.destination_client(): it reads the pipeline's schema anew, under the hands of a sync that
-    # runs meanwhile in another thread (dlt 1.31).
-    schema = dlt.Schema(pipeline.pipeline_name)
-    client, _ = get_destination_clients(schema, destination, pipeline.dataset_name)
-    config = client.config
+    config = configuration_of(pipeline)
     # By themselves, some destinations derive where they are from the pipeline's name.
     known = {"credentials": config.credentials, "bucket_url": getattr(config, "bucket_url", None)}
     given = destination.caps_params | destination.config_params

@@ -15,7 +15,7 @@ from dlt.common.pipeline import TPipelineState
 from dlt.destinations.exceptions import DatabaseUndefinedRelation
 from dlt.pipeline.state_sync import load_pipeline_state_from_destination
 
-from posthog_source.destination import destination_of
+from posthog_source.destination import destination_of, require_whole
 from posthog_source.events import utc_now
 from posthog_source.runs import RUNS_TABLE
 from posthog_source.windows import EPOCH
@@ -59,9 +59,10 @@ def fetch_status(pipeline: dlt.Pipeline, *, runs: int = 5, clock: Callable[[], d
     """Looks at a pipeline; its state is the destination's where this machine has none.
 
     Raises:
-        SettingsError: It has no destination.
+        SettingsError: It has no destination, or one that no run can open.
         dlt.destinations.exceptions.DestinationConnectionError: The warehouse cannot be reached.
     """
+    require_whole(pipeline)
     destination = destination_of(pipeline)
     cursors = _cursors(_state(pipeline))
     events = cursors.get("events")

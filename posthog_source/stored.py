@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import dlt
@@ -27,7 +26,7 @@ from dlt.pipeline.state_sync import load_pipeline_state_from_destination
 from sqlglot import exp
 
 from posthog_source.comparison import Checksum, Marked
-from posthog_source.destination import destination_of
+from posthog_source.destination import database_file, destination_of, require_whole
 from posthog_source.errors import SettingsError
 from posthog_source.fingerprint import (
     CHUNK_BYTES,
@@ -151,8 +150,13 @@ class Warehouse:
 
         What dlt's own sync_destination does would empty it where the dataset is named wrongly.
         """
+        file = database_file(pipeline)
+        if file and not file.exists():  # to open it would make an empty one
+            raise SettingsError(
+                f"There is no database {file}. Check --destination and its settings, or sync first."
+            )
+        require_whole(pipeline)
         client: Any = pipeline.destination_client()
-        _require_file(client.config)
         with client:
             is_there = client.is_storage_initialized()
             found = client.get_stored_schema(source_name) if is_there else None
@@ -495,15 +499,6 @@ def _added(parts: Sequence[exp.Expr]) -> exp.Expr:
 
 def _substring(text: exp.Expr, start: int, chars: int) -> exp.Expr:
     return exp.func("SUBSTRING", text.copy(), exp.Literal.number(start), exp.Literal.number(chars))
-
-
-def _require_file(config: Any) -> None:
-    """Where the database is a file, that it is there: to open it would make an empty one."""
-    path = str(getattr(getattr(config, "credentials", None), "database", None) or "")
-    if config.destination_type == "duckdb" and path and path[0] != ":" and not Path(path).exists():
-        raise SettingsError(
-            f"There is no database {path}. Check --destination and its settings, or sync first."
-        )
 
 
 def _aware(at: datetime) -> datetime:

@@ -21,8 +21,17 @@ import dlt
 import pyarrow as pa
 import pytest
 
-from posthog_source import Budget, EventsConfig, PeopleConfig, RunReport, run_backfill, run_sync
+from posthog_source import (
+    Budget,
+    EventsConfig,
+    PeopleConfig,
+    RunReport,
+    run_backfill,
+    run_sync,
+    verify,
+)
 from posthog_source.errors import QuotaSpentError, SettingsError, find_cause
+from posthog_source.status import fetch_status
 from tests.conftest import NO_LIMITS, ROOT, Files, Project, Server, Warehouse, add_events
 
 DAY = timedelta(days=1)
@@ -540,6 +549,30 @@ def test_a_sync_without_a_destination_is_refused_in_a_line(busy_project: Project
         run_sync(pipeline, **busy_project.credentials)
 
     assert busy_project.requests() == []
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        run_sync,
+        lambda pipeline, **given: run_backfill(pipeline, START, END, **given),
+        verify,
+        lambda pipeline, **_: fetch_status(pipeline),
+    ],
+    ids=["sync", "backfill", "verify", "status"],
+)
+def test_a_database_file_that_a_kill_left_in_its_first_moment_is_named_in_a_line(
+    busy_project: Project, shared_warehouse: Warehouse, run: Callable[..., object]
+) -> None:
+    shared_warehouse.query("SELECT 1")
+    for size in (8_192, 4_096, 0):
+        os.truncate(shared_warehouse.path / "warehouse.duckdb", size)
+
+        with pytest.raises(SettingsError, match=f"{size} bytes") as failure:
+            run(shared_warehouse.pipeline, **busy_project.credentials)
+
+        assert "\n" not in str(failure.value)
+        assert busy_project.requests() == []
 
 
 PARALLEL = PROGRAM.replace(

@@ -20,6 +20,7 @@ import duckdb
 import pytest
 
 from posthog_source import run_backfill
+from posthog_source.destination import DUCKDB_HEADERS_BYTES
 from tests.conftest import NO_LIMITS, ROOT, Project, Server, Warehouse, add_events
 from tests.schedulers.environment import build_environment
 from tests.test_documents import blocks
@@ -87,6 +88,10 @@ class Airflow:
     def warehouse(self) -> Path:
         return self.home / "warehouse.duckdb"
 
+    def is_loading(self) -> bool:
+        """Whether the warehouse has more than what DuckDB writes as it makes a file."""
+        return self.warehouse.exists() and self.warehouse.stat().st_size > DUCKDB_HEADERS_BYTES
+
     @property
     def working_directory(self) -> Path:
         """dlt's."""
@@ -119,7 +124,11 @@ class Airflow:
     def run(self, *command: str, **environment: str) -> str:
         """What a command that goes well has said."""
         process = self.begin(*command, **environment)
-        said, _ = process.communicate(timeout=600)
+        try:
+            said, _ = process.communicate(timeout=600)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            said, _ = process.communicate(timeout=60)
         assert process.returncode == 0, said[-4000:]
         return said
 
@@ -267,7 +276,7 @@ class Promises:
         expected = sorted(add_events(project, 4_000, timestamp=[ago(minutes=30 + n) for n in range(4_000)]))
         project.settings(latency_s=0.05)
         small = {"SOURCES__POSTHOG__EVENTS__PAGE_ROWS": "200"}
-        is_time = {"reading": lambda: len(project.requests()) > 10, "loading": airflow.warehouse.exists}[at]
+        is_time = {"reading": lambda: len(project.requests()) > 10, "loading": airflow.is_loading}[at]
 
         kill_when(
             is_time, airflow.begin("airflow", "dags", "test", "posthog_sync", **connection(project), **small)
