@@ -5,7 +5,7 @@ PostHog has nothing like it; it takes no key and the server listens on loopback 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,7 +25,7 @@ from posthog_emulator.generator import Plan, generate
 from posthog_emulator.generator_nasty import LOSE_DUPLICATES
 from posthog_emulator.journal import stats
 from posthog_emulator.persons import Persons, UnknownPersonError
-from posthog_emulator.rest_definitions import find_resource
+from posthog_emulator.rest_definitions import SERVED, find_resource
 from posthog_emulator.session_tables import RECORDING_BATCHES, RECORDINGS, V2, V3
 from posthog_emulator.squash import OLDER_THAN_S, squash
 from posthog_emulator.state import Project, State, UnknownSettingError, check_timezone
@@ -99,8 +99,8 @@ class Control:
 
     async def _create_project(self, request: Request) -> Response:
         body = await _json(request, {"timezone", "name", "settings"})
-        project = self._state.create_project(name=body.get("name", ""), timezone=body.get("timezone", "UTC"))
-        project.settings.update(body.get("settings", {}))
+        _require_lists(body.get("settings", {}))
+        project = self._state.create_project(**body)
         key = self._state.create_key(["*"], [project.id])
         made = {"project_id": project.id, "project_token": project.token, "api_key": key.value}
         return json_response(made, status=201)
@@ -110,6 +110,7 @@ class Control:
         body = await _json(request, {"timezone", "name", "settings"})
         if "timezone" in body:
             check_timezone(body["timezone"])
+        _require_lists(body.get("settings", {}))
         project.settings.update(body.get("settings", {}))
         project.timezone = body.get("timezone", project.timezone)
         project.name = body.get("name", project.name)
@@ -359,6 +360,13 @@ async def _json(request: Request, known: set[str] | None) -> dict[str, Any]:
 def _instant(text: str) -> datetime:
     at = datetime.fromisoformat(text)
     return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def _require_lists(settings: Mapping[str, Any]) -> None:
+    """That settings about lists name some that there are: others would do nothing, in silence."""
+    for path in (*settings.get("unavailable", ()), *settings.get("environments_only", ())):
+        if path not in SERVED:
+            raise UnknownSettingError(f"No list {path!r}. There are: {', '.join(sorted(SERVED))}.")
 
 
 def _with_clear_errors(

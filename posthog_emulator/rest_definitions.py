@@ -399,6 +399,10 @@ RESOURCES = (
 )
 BY_PATH = {resource.path: resource for resource in RESOURCES}
 
+RESPONSES_COUNT = "surveys/responses_count"
+SERVED = {RESPONSES_COUNT} | {resource.path for resource in RESOURCES if not resource.is_organizations}
+"""Lists that a project may be without."""
+
 
 class Definitions:
     """The routes of one server."""
@@ -413,9 +417,7 @@ class Definitions:
         """Every list, and what else is told of its items."""
         project = "/api/projects/{project_id}"
         counts = self._gate.project(self._survey_responses, ["survey:read"])
-        routes = [
-            Route(f"{project}/surveys/responses_count", self._if_served("surveys/responses_count", counts))
-        ]
+        routes = [Route(f"{project}/{RESPONSES_COUNT}", self._if_served(RESPONSES_COUNT, counts))]
         for one in RESOURCES:
             if one.is_organizations:
                 route = self._gate.account(self._answer_for_organization(one), [one.scope])

@@ -31,6 +31,11 @@ def test_a_project_can_change_its_timezone_and_settings(project: Project) -> Non
         {"settings": {"max_row": 10}},
         {"settings": {"max_rows": "10"}},
         {"settings": {"rate_limits": {"unknown": [1, 1]}}},
+        {"settings": {"unavailable": {"dashboard": 402}}},
+        {"settings": {"unavailable": {"roles": 402}}},
+        {"settings": {"unavailable": {"dashboards": 500}}},
+        {"settings": {"environments_only": ["dashboard"]}},
+        {"settings": {"hidden_tables": "groups"}},
         {"timezone": "Mars/Olympus"},
         {"colour": "red"},
     ],
@@ -39,6 +44,17 @@ def test_what_means_nothing_is_a_400(server: Server, project: Project, body: dic
     answer = server.http.patch(f"/_emulator/projects/{project.id}", json=body)
     assert answer.status_code == 400
     assert answer.json()["detail"]
+
+
+def test_a_wrong_setting_leaves_the_others_of_its_request_and_makes_no_project(
+    server: Server, project: Project
+) -> None:
+    body = {"settings": {"unavailable": {"dashboards": 402}, "max_rows": "10"}}
+    server.http.patch(f"/_emulator/projects/{project.id}", json=body)
+    server.http.post("/_emulator/projects", json=body)
+
+    assert project.get("dashboards/").status_code == 200
+    assert server.project().id == project.id + 1
 
 
 def test_exact_rows_arrive_as_they_are(project: Project) -> None:
