@@ -20,8 +20,8 @@ from posthog_source.access import TableCheck, check_table, waiting_minutes
 from posthog_source.catalog import ON_REQUEST, TABLES, choose_tables, events_table
 from posthog_source.client import Client
 from posthog_source.config import EventsSettings, Settings, build_settings, parse_instant
-from posthog_source.destination import destination_of
 from posthog_source.errors import AccessDeniedError, SettingsError, find_cause
+from posthog_source.pipeline import destination_of
 from posthog_source.query_tables import parse_queries
 from posthog_source.source import EventsConfig, Written, table_settings
 from posthog_source.tables import RestTable, Table
@@ -201,6 +201,7 @@ def _check_destination(pipeline: dlt.Pipeline) -> str:
         SettingsError: It cannot be reached or written.
     """
     kind = destination_of(pipeline).destination_name
+    pipeline.activate()  # settings may stand below its name
     try:
         with pipeline.destination_client() as client:
             client.initialize_storage()

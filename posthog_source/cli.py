@@ -42,7 +42,9 @@ app = typer.Typer(
 
 Destination = Annotated[str, typer.Option(help="Any dlt destination, such as postgres or bigquery.")]
 Dataset = Annotated[str, typer.Option(help="Schema in the warehouse.")]
-PipelineName = Annotated[str, typer.Option("--pipeline", help="Whose cursors are used.")]
+PipelineName = Annotated[
+    str, typer.Option("--pipeline", help="Whose cursors are used, and settings below its name first.")
+]
 Tables = Annotated[str, typer.Option(help="Names of tables or groups, with commas between; all by default.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -65,7 +67,7 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Would a sync work? What the key may read, how much there is, and what a first sync takes."""
-    with _answering():
+    with _answering(), _settings_of(pipeline):
         from posthog_source.checkup import check as run_check
 
         target = _pipeline(pipeline, destination, dataset) if destination else None
@@ -234,10 +236,11 @@ def query(
     output: Annotated[
         Path | None, typer.Option(help="Write all rows into this .parquet or .csv file.")
     ] = None,
+    pipeline: PipelineName = "posthog",
     as_json: AsJson = False,
 ) -> None:
     """Runs one HogQL query as a sync would, to try it before it becomes a table."""
-    with _answering():
+    with _answering(), _settings_of(pipeline):
         from posthog_source.trial import fetch_pages, write_pages
 
         if output:
@@ -293,6 +296,16 @@ def _answering() -> Iterator[None]:
             typer.echo(str(cause) if cause else _first_line(error), err=True)
         logger.debug("What was behind it", exc_info=True)
         raise typer.Exit(2) from None
+
+
+@contextmanager
+def _settings_of(pipeline: str) -> Iterator[None]:
+    """What stands below a pipeline's name goes first, where no pipeline is made."""
+    from dlt.common.configuration import inject_section
+    from dlt.common.configuration.specs import ConfigSectionContext
+
+    with inject_section(ConfigSectionContext(pipeline_name=pipeline)):
+        yield
 
 
 def _first_line(error: BaseException) -> str:

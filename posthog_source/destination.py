@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
 from functools import cache
-from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
@@ -22,11 +21,10 @@ import pyarrow as pa
 from dlt.common.configuration.container import Container
 from dlt.common.configuration.utils import serialize_value
 from dlt.common.data_writers.escape import format_datetime_literal
-from dlt.common.destination import Destination, TLoaderFileFormat
+from dlt.common.destination import TLoaderFileFormat
 from dlt.common.destination.capabilities import DestinationCapabilitiesContext
 from dlt.common.pipeline import PipelineContext
 from dlt.common.schema.typing import TColumnSchema, TDeleteInsertStrategyDict, TTableSchemaColumns
-from dlt.dataset.utils import get_destination_clients
 from dlt.destinations.exceptions import DatabaseUndefinedRelation, DestinationConnectionError
 from dlt.sources import DltResource
 from sqlglot import exp
@@ -57,9 +55,6 @@ NOTHING = "1 = 0"
 
 MERGE: TDeleteInsertStrategyDict = {"disposition": "merge", "strategy": "delete-insert"}
 """Rows replace those of the same key. Only for tables that never have a scope, which dlt would keep."""
-
-DUCKDB_HEADERS_BYTES = 3 * 4_096
-"""DuckDB writes them as it makes a file; one that a killed process has left without them opens no more."""
 
 FETCHED_ROWS = 10_000
 """Of the warehouse, in memory at once."""
@@ -103,54 +98,6 @@ def build_resource(table: Table, generator: Callable[..., Iterator[Any]]) -> Dlt
     logging.getLogger("dlt").addFilter(_TYPE_HINT_FILTER)  # adding it again changes nothing
     _TYPE_HINT_FILTER.names.add(table.name)
     return dlt.resource(generator, name=table.name, primary_key=table.primary_key)
-
-
-def destination_of(pipeline: dlt.Pipeline) -> Destination[Any, Any]:
-    """A pipeline's destination.
-
-    Raises:
-        SettingsError: It has none.
-    """
-    if pipeline.destination is None:
-        raise SettingsError("The pipeline has no destination. Give it one: dlt.pipeline(destination=…).")
-    return pipeline.destination
-
-
-def configuration_of(pipeline: dlt.Pipeline) -> Any:
-    """How a pipeline's destination is configured, its credentials too."""
-    # Not pipeline.destination_client(): it reads the pipeline's schema anew, under the hands of a sync that
-    # runs meanwhile in another thread (dlt 1.31).
-    schema = dlt.Schema("posthog")
-    client, _ = get_destination_clients(schema, destination_of(pipeline), pipeline.dataset_name)
-    return client.config
-
-
-def database_file(pipeline: dlt.Pipeline) -> Path | None:
-    """The file that is the whole warehouse, if one is.
-
-    Raises:
-        SettingsError: The pipeline has no destination.
-    """
-    if destination_of(pipeline).destination_type != "dlt.destinations.duckdb":
-        return None
-    path = str(configuration_of(pipeline).credentials.database)
-    return None if path.startswith(":") else Path(path)
-
-
-def require_whole(pipeline: dlt.Pipeline) -> None:
-    """That a pipeline has a destination, and no file that a kill has left in its first moment.
-
-    Such a file is not deleted here, empty as it is: another process may be about to write it.
-
-    Raises:
-        SettingsError: It has none, or such a file.
-    """
-    file = database_file(pipeline)
-    if file and file.exists() and file.stat().st_size < DUCKDB_HEADERS_BYTES:
-        raise SettingsError(
-            f"{file} has {file.stat().st_size} bytes, too few for a database: a process was killed as it "
-            "made the file. Nothing is in it: delete it, and run again."
-        )
 
 
 def can_merge(caps: DestinationCapabilitiesContext) -> bool:

@@ -18,8 +18,9 @@ from dlt.destinations.sql_client import SqlClientBase
 from sqlglot import exp
 
 from posthog_source.catalog import EVENTS, PERSON_DISTINCT_IDS, PERSONS
-from posthog_source.destination import can_merge, destination_of
+from posthog_source.destination import can_merge
 from posthog_source.errors import SettingsError
+from posthog_source.pipeline import destination_of
 from posthog_source.tables import Table
 
 DIALECTS = ("bigquery", "databricks", "duckdb", "postgres", "redshift", "snowflake")

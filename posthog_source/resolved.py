@@ -10,7 +10,10 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Any
 
-from dlt.common.configuration import known_sections, with_config
+from dlt.common.configuration import inject_section, known_sections, with_config
+from dlt.common.configuration.container import Container
+from dlt.common.configuration.specs import ConfigSectionContext
+from dlt.common.pipeline import PipelineContext
 from dlt.common.typing import TSecretStrValue  # noqa: F401  # dlt looks up what a source's arguments are here
 from dlt.sources import DltSource
 
@@ -38,7 +41,7 @@ class Resolved:
 
 
 def resolve(source: Callable[..., DltSource], **given: Any) -> Resolved:
-    """What the source would be made with, from the places where it looks.
+    """What the source would be made with, from the places where it looks, those of the active pipeline first.
 
     Args:
         source: `posthog_source`, or a clone of it.
@@ -55,7 +58,11 @@ def resolve(source: Callable[..., DltSource], **given: Any) -> Resolved:
     parameters = [each.replace(kind=each.KEYWORD_ONLY) for each in signature.parameters.values()]
     read.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     section = str(getattr(source, "section", None) or "posthog")
-    found: Resolved = with_config(read, sections=(known_sections.SOURCES, section, name_of(source)))(**given)
+    looking = with_config(read, sections=(known_sections.SOURCES, section, name_of(source)))
+    active = Container()[PipelineContext]
+    name = active.pipeline().pipeline_name if active.is_active() else None
+    with inject_section(ConfigSectionContext(pipeline_name=name)):
+        found: Resolved = looking(**given)
     return found
 
 

@@ -24,13 +24,9 @@ from dlt.sources import DltSource
 
 from posthog_source.catalog import TABLES
 from posthog_source.config import parse_instant
-from posthog_source.destination import (
-    can_merge,
-    configuration_of,
-    destination_of,
-    require_whole,
-)
+from posthog_source.destination import can_merge
 from posthog_source.errors import InterruptedRunError, SettingsError, find_cause, iter_causes
+from posthog_source.pipeline import beside, require_whole
 from posthog_source.prefetch import ordered_prefetch
 from posthog_source.progress import shared_progress
 from posthog_source.report import Budget, Kind, RunReport, Status
@@ -81,6 +77,7 @@ def run_sync(
         dlt.pipeline.exceptions.PipelineStepFailed: See `find_cause`.
     """
     require_whole(pipeline)
+    pipeline.activate()  # settings may stand below its name
     chosen = {"tables": list(tables)} if tables else {}
     run = _Run("sync", pipeline, source(**settings | chosen | _committing(rows_per_commit, budget)))
     with run.reported(), _stoppable():
@@ -127,10 +124,12 @@ def run_backfill(
         raise SettingsError(f"parallel is {parallel}. Let at least 1 range be read at once.")
 
     def make(part: Window) -> DltSource:
+        pipeline.activate()  # settings may stand below its name, not below those of the others here
         days = {"start_date": part.start, "end_date": part.end}
         return source(**settings | days | _committing(rows_per_commit, budget)).with_resources("events")
 
-    run = _Run("backfill", _beside(pipeline, "backfill"), make(window))
+    whole = make(window)
+    run = _Run("backfill", beside(pipeline, "backfill"), whole)
     try:
         with run.reported(), _stoppable():
             if parallel == 1:
@@ -284,12 +283,13 @@ def _commit_ranges(
     done = _Done(run, f"{window.start.isoformat()}/{window.end.isoformat()}/{parallel}")
     ranges = dict(enumerate(cut_days(window, parts=parallel * RANGES_PER_WORKER), 1))
     left = [number for number in ranges if number not in done.numbers]
+    sources = {number: make(ranges[number]) for number in left}
     pipelines: dict[int, dlt.Pipeline] = {}
     is_stopped = threading.Event()
     errors: list[BaseException] = []
 
     def commit(number: int) -> RunReport:
-        source = _stopping(make(ranges[number]), is_stopped)
+        source = _stopping(sources[number], is_stopped)
         part = _Run("backfill", pipelines[number], source, is_stopped)
         try:
             part.commit_all(budget)
@@ -304,7 +304,7 @@ def _commit_ranges(
 
     with _shared_progress_of(run.pipeline):
         # Before the threads start: dlt empties a pipeline's schema for a moment when it commits; `done` does.
-        pipelines |= {number: _beside(run.pipeline, f"range_{number}") for number in left}
+        pipelines |= {number: beside(run.pipeline, f"range_{number}") for number in left}
         try:
             for _, report in ordered_prefetch(commit, left, depth=parallel, cancel=is_stopped.set):
                 run.report = run.report.joined(report)
@@ -406,27 +406,6 @@ def _commit(
 def _numbers(metrics: Mapping[str, Any] | None) -> dict[str, float]:
     """Those that count; dlt adds others of its own."""
     return {name: value for name, value in (metrics or {}).items() if isinstance(value, int | float)}
-
-
-def _beside(pipeline: dlt.Pipeline, suffix: str) -> dlt.Pipeline:
-    """A pipeline into the same dataset, with a state and staging tables of its own."""
-    destination = destination_of(pipeline)
-    config = configuration_of(pipeline)
-    # By themselves, some destinations derive where they are from the pipeline's name.
-    known = {"credentials": config.credentials, "bucket_url": getattr(config, "bucket_url", None)}
-    given = destination.caps_params | destination.config_params
-    params = given | {name: value for name, value in known.items() if value}
-    name = f"{pipeline.pipeline_name}_{suffix}"
-    if hasattr(config, "staging_dataset_name_layout"):
-        # By the whole name: workers elsewhere may load other ranges into this dataset meanwhile.
-        params["staging_dataset_name_layout"] = f"%s_staging_{name}"
-    return dlt.pipeline(
-        name,
-        pipelines_dir=pipeline.pipelines_dir,
-        destination=type(destination)(**params | {"destination_name": destination.destination_name}),
-        dataset_name=pipeline.dataset_name,
-        progress=pipeline.collector,
-    )
 
 
 def _drop_staging(pipeline: dlt.Pipeline) -> None:

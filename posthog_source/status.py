@@ -15,8 +15,8 @@ from dlt.common.pipeline import TPipelineState
 from dlt.destinations.exceptions import DatabaseUndefinedRelation
 from dlt.pipeline.state_sync import load_pipeline_state_from_destination
 
-from posthog_source.destination import destination_of, require_whole
 from posthog_source.events import utc_now
+from posthog_source.pipeline import destination_of, require_whole
 from posthog_source.runs import RUNS_TABLE
 from posthog_source.windows import EPOCH
 

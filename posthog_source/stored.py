@@ -26,7 +26,6 @@ from dlt.pipeline.state_sync import load_pipeline_state_from_destination
 from sqlglot import exp
 
 from posthog_source.comparison import Checksum, Marked
-from posthog_source.destination import database_file, destination_of, require_whole
 from posthog_source.errors import SettingsError
 from posthog_source.fingerprint import (
     CHUNK_BYTES,
@@ -40,6 +39,7 @@ from posthog_source.fingerprint import (
     Fingerprint,
     Term,
 )
+from posthog_source.pipeline import database_file, destination_of, require_whole
 from posthog_source.query import Settled
 from posthog_source.tables import DELETED_AT, Table
 from posthog_source.windows import EPOCH, Window

@@ -40,11 +40,12 @@ from posthog_source.comparison import (
     to_compared,
 )
 from posthog_source.config import explain_change, parse_instant
-from posthog_source.destination import can_merge, destination_of
+from posthog_source.destination import can_merge
 from posthog_source.errors import AccessDeniedError, NotFoundError, QuotaSpentError, SettingsError
 from posthog_source.events import CHOICE
 from posthog_source.fingerprint import Fingerprint, fingerprint_of
 from posthog_source.pagination import Reader
+from posthog_source.pipeline import destination_of
 from posthog_source.resolved import Resolved, name_of, replacing, resolve
 from posthog_source.rest import fetch_all, iter_changed
 from posthog_source.runs import run_backfill
@@ -98,6 +99,7 @@ def verify(
     if bounds.start and bounds.end and bounds.start >= bounds.end:
         raise SettingsError(f"start (--from) {bounds.start} is not before end (--to) {bounds.end}.")
     asked = {"tables": list(tables)} if tables else {}
+    pipeline.activate()  # settings may stand below its name
     chosen = resolve(source, **settings | asked)
     if repair and not can_merge(destination_of(pipeline).capabilities()):
         raise SettingsError(

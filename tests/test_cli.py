@@ -86,6 +86,26 @@ def test_every_command_says_what_it_is_for(command: str) -> None:
     assert "--" in result.output
 
 
+@pytest.mark.parametrize(
+    "options", [("--destination", "duckdb"), ()], ids=["into duckdb", "into the default"]
+)
+def test_settings_below_a_pipelines_name_hold_for_every_command(
+    project: Project, folder: Path, options: tuple[str, ...]
+) -> None:
+    named = {f"OURS__{name}": value for name, value in project.environment.items()}
+    named |= {"OURS__DESTINATION__DUCKDB__CREDENTIALS": str(folder / "warehouse.duckdb")}
+    asking = sorted({*ASKS_POSTHOG, *WRITES}, key=list(ARGUMENTS).index)
+
+    for command in asking:
+        given = ["--tables", "events"] if command in CHOOSES else []
+        given += options if command in WRITES else ()
+        needed = [] if command == "check" else ARGUMENTS[command]
+        result = CliRunner().invoke(app, [command, *needed, *given, "--pipeline", "ours"], env=named)
+        assert result.exit_code == 0, (command, result.output)
+
+    assert [file.name for file in folder.glob("*.duckdb")] == ["warehouse.duckdb"]
+
+
 @pytest.mark.parametrize("command", ASKS_POSTHOG)
 def test_a_wrong_key_is_one_line_and_loads_nothing(project: Project, folder: Path, command: str) -> None:
     wrong = {"SOURCES__POSTHOG__API_KEY": "phx_wrong"}

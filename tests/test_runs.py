@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import dlt
+import duckdb
 import pyarrow as pa
 import pytest
 
@@ -26,6 +27,7 @@ from posthog_source import (
     EventsConfig,
     PeopleConfig,
     RunReport,
+    check,
     run_backfill,
     run_sync,
     verify,
@@ -573,6 +575,41 @@ def test_a_database_file_that_a_kill_left_in_its_first_moment_is_named_in_a_line
 
         assert "\n" not in str(failure.value)
         assert busy_project.requests() == []
+
+
+def test_settings_below_a_pipelines_name_hold_for_all_that_is_done_with_it(
+    busy_project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uuids = four_days(busy_project)
+    for name, value in busy_project.environment.items():
+        monkeypatch.setenv(f"OURS__{name}", value)
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OURS__DESTINATION__DUCKDB__CREDENTIALS", str(tmp_path / "ours.duckdb"))
+    monkeypatch.chdir(tmp_path)
+
+    def activate(name: str) -> dlt.Pipeline:
+        path = str(tmp_path / "pipelines")
+        return dlt.pipeline(name, pipelines_dir=path, destination="duckdb", dataset_name="posthog_data")
+
+    ours = activate("ours")
+    uses: tuple[Callable[[], object], ...] = (
+        lambda: check(ours, tables=["events"]),
+        lambda: run_sync(ours, tables=["events"]),
+        lambda: run_backfill(ours, START, END),
+        lambda: run_backfill(ours, START, END, parallel=2),
+        lambda: verify(ours),
+        lambda: fetch_status(ours),
+    )
+    for use in uses:
+        activate("theirs")
+        use()
+
+    assert [file.name for file in tmp_path.glob("*.duckdb")] == ["ours.duckdb"]
+    with duckdb.connect(str(tmp_path / "ours.duckdb")) as found:
+        rows = found.execute("SELECT uuid FROM posthog_data.events ORDER BY uuid").fetchall()
+        kinds = found.execute("SELECT kind FROM posthog_data._posthog_runs ORDER BY started_at").fetchall()
+    assert [uuid for (uuid,) in rows] == uuids
+    assert [kind for (kind,) in kinds] == ["sync", "backfill", "backfill"]
 
 
 PARALLEL = PROGRAM.replace(

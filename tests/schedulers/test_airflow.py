@@ -20,7 +20,7 @@ import duckdb
 import pytest
 
 from posthog_source import run_backfill
-from posthog_source.destination import DUCKDB_HEADERS_BYTES
+from posthog_source.pipeline import DUCKDB_HEADERS_BYTES
 from tests.conftest import NO_LIMITS, ROOT, Project, Server, Warehouse, add_events
 from tests.schedulers.environment import build_environment
 from tests.test_documents import blocks

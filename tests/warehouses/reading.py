@@ -14,7 +14,7 @@ import dlt
 import pyarrow as pa
 
 from posthog_source.arrow import ARROW_TYPES
-from posthog_source.destination import destination_of
+from posthog_source.pipeline import destination_of
 from posthog_source.tables import Column, Kind, Table
 
 

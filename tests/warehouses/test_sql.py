@@ -13,12 +13,14 @@ import dlt
 import pytest
 import sqlglot
 from chdb.session import Session
+from dlt.common.configuration.specs import BaseConfiguration
 from dlt.common.destination import Destination
 from dlt.common.schema import Schema
 from sqlglot import exp
 
 from posthog_source import posthog_source
 from posthog_source.destination import Target, can_merge
+from posthog_source.pipeline import OF_THE_PIPELINE, beside, configurations_of
 from tests.conftest import NO_LIMITS, Project, Server, add_events
 from tests.warehouses.story import KEYS
 
@@ -26,6 +28,7 @@ pytestmark = pytest.mark.warehouses
 
 KEY = {"aws_access_key_id": "a", "aws_secret_access_key": "none", "region_name": "eu-west-1"}
 LOGIN = {"host": "h", "username": "u", "password": "none", "database": "db"}
+ITS_OWN = OF_THE_PIPELINE | {"staging_dataset_name_layout", "destination_name", "conn_pool"}
 TABLES = ("events", "groups", "sessions", "feature_flags")
 
 
@@ -144,23 +147,50 @@ def keep(_: Any) -> None:
     """The source as it is."""
 
 
-def build(checked: Checked, project: Project, folder: Path, change: Callable[[Any], None] = keep) -> Made:
+def pipeline_of(checked: Checked, folder: Path) -> dlt.Pipeline:
     if importlib.util.find_spec(checked.driver.split(".", maxsplit=1)[0]) is None:
         pytest.skip(f"{checked.driver} is not installed")
     bucket = dlt.destinations.filesystem("s3://b/staging", credentials=KEY)
-    pipeline = dlt.pipeline(
+    return dlt.pipeline(
         "posthog",
         pipelines_dir=str(folder),
         destination=checked.make(),
         staging=bucket if checked.is_staged else None,
         dataset_name="posthog_data",
     )
+
+
+def build(checked: Checked, project: Project, folder: Path, change: Callable[[Any], None] = keep) -> Made:
+    pipeline = pipeline_of(checked, folder)
     source = posthog_source(**project.credentials).with_resources(*TABLES)
     change(source)
     pipeline.extract(source)
     schema = pipeline.default_schema
     client, _ = pipeline._get_destination_clients(schema)
     return Made(checked, client, str(client.capabilities.sqlglot_dialect), schema)
+
+
+@pytest.mark.parametrize("checked", CHECKED, ids=lambda checked: checked.name)
+def test_a_pipeline_beside_another_loads_to_where_that_does_by_the_same_settings(
+    checked: Checked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POSTHOG__DESTINATION__INFO_TABLES_QUERY_THRESHOLD", "77")
+    monkeypatch.setenv("POSTHOG__DESTINATION__FILESYSTEM__MAX_STATE_FILES", "7")
+
+    def plain(value: Any) -> Any:
+        if not isinstance(value, BaseConfiguration):
+            return value
+        return {name: plain(one) for name, one in dict(value).items() if name not in ITS_OWN}
+
+    def settings(pipeline: dlt.Pipeline) -> list[Any]:
+        return [plain(config) for config in configurations_of(pipeline) if config]
+
+    given = pipeline_of(checked, tmp_path)
+    expected = settings(given)
+
+    assert settings(beside(given, "backfill")) == expected
+    assert expected[0]["info_tables_query_threshold"] == 77
+    assert [each["max_state_files"] for each in expected[1:]] == [7] * checked.is_staged
 
 
 @pytest.fixture(scope="module")
