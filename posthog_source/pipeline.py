@@ -70,14 +70,12 @@ def beside(pipeline: dlt.Pipeline, suffix: str) -> dlt.Pipeline:
     """
     to, staged = configurations_of(pipeline)
     name = f"{pipeline.pipeline_name}_{suffix}"
-    # By the whole name: workers elsewhere may load other ranges into this dataset meanwhile.
-    has_layout = hasattr(to, "staging_dataset_name_layout")
-    changes = {"staging_dataset_name_layout": f"%s_staging_{name}"} if has_layout else {}
+    staging = pipeline.staging and _as_configured(pipeline.staging, staged, **_staged_apart(staged, to, name))
     return dlt.pipeline(
         name,
         pipelines_dir=pipeline.pipelines_dir,
-        destination=_as_configured(destination_of(pipeline), to, **changes),
-        staging=_as_configured(pipeline.staging, staged) if pipeline.staging else None,
+        destination=_as_configured(destination_of(pipeline), to, **_apart(to, name)),
+        staging=staging,
         dataset_name=pipeline.dataset_name,
         progress=pipeline.collector,
     )
@@ -110,6 +108,21 @@ def require_whole(pipeline: dlt.Pipeline) -> None:
             f"{file} has {file.stat().st_size} bytes, too few for a database: a process was killed as it "
             "made the file. Nothing is in it: delete it, and run again."
         )
+
+
+def _apart(config: Any, name: str) -> dict[str, str]:
+    """Staging tables by the whole name: workers elsewhere may load other ranges meanwhile."""
+    has_layout = hasattr(config, "staging_dataset_name_layout")
+    return {"staging_dataset_name_layout": f"%s_staging_{name}"} if has_layout else {}
+
+
+def _staged_apart(config: Any, to: Any, name: str) -> dict[str, str]:
+    """Staged files too: before a load, dlt deletes those of its tables, whose pipeline ever they are of.
+
+    But for Athena, whose tables are those files.
+    """
+    folder = {"bucket_url": f"{config.bucket_url.rstrip('/')}/{name}"}
+    return _apart(config, name) | ({} if to.destination_type == "athena" else folder)
 
 
 def _as_configured(destination: Destination[Any, Any], config: Any, **changes: Any) -> Destination[Any, Any]:

@@ -188,7 +188,15 @@ def test_a_pipeline_beside_another_loads_to_where_that_does_by_the_same_settings
     given = pipeline_of(checked, tmp_path)
     expected = settings(given)
 
-    assert settings(beside(given, "backfill")) == expected
+    other = beside(given, "backfill")
+    found = settings(other)
+    urls = [each.pop("bucket_url") for each in (*expected[1:], *found[1:])]
+
+    assert found == expected
+    layouts = {config.staging_dataset_name_layout for config in configurations_of(other) if config}
+    assert layouts == {"%s_staging_posthog_backfill"}
+    apart = "s3://b/staging" if checked.name == "athena" else "s3://b/staging/posthog_backfill"
+    assert urls == ["s3://b/staging", apart] * checked.is_staged
     assert expected[0]["info_tables_query_threshold"] == 77
     assert [each["max_state_files"] for each in expected[1:]] == [7] * checked.is_staged
 
