@@ -117,7 +117,7 @@ def _apart(config: Any, name: str) -> dict[str, str]:
 
 
 def _staged_apart(config: Any, to: Any, name: str) -> dict[str, str]:
-    """Staged files too: before a load, dlt deletes those of its tables, whose pipeline ever they are of.
+    """Staged files too: before a load, dlt deletes those of its tables, whichever pipeline put them there.
 
     But for Athena, whose tables are those files.
     """
