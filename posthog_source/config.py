@@ -200,8 +200,8 @@ class EventsSettings(TableSettings):
     """What only events need.
 
     Attributes:
-        lag_s: The newest window ends this many seconds before now, since an event becomes visible only some
-            time after its ``created_at``.
+        lag_s: The newest window ends this many seconds before now, at a whole second, since an event becomes
+            visible only some time after its ``created_at``.
         lookback_s: A sync also reads again, and replaces, this many seconds before its last window, and so
             finds events that arrived late by less. If that crosses midnight it costs the read of another
             day, within a day nothing more (read_cost.md).
