@@ -242,7 +242,7 @@ def test_ctrl_c_ends_a_look_ahead_that_waits_for_an_hour(
 def test_whatever_posthog_answers_after_a_cancel_the_request_was_interrupted(
     project: Project, client: Client, threads: ThreadPoolExecutor
 ) -> None:
-    project.settings(latency_s=0.3)
+    project.settings(latency_s=2.0)
     project.faults("query", {"kind": "reset"}, method="DELETE")
     project.faults("query", {"status": 400, "over_rows": 0}, method="POST")
     in_flight = threads.submit(ask, client)

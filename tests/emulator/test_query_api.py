@@ -339,7 +339,7 @@ def test_delete_stops_the_query_of_one_id_and_of_one_project(server: Server) -> 
 
 
 def test_a_query_that_waits_for_its_turn_never_runs_once_it_is_cancelled(project: Project) -> None:
-    project.settings(max_concurrent_queries=1, latency_s=0.3, query_log_delay_s=0.0)
+    project.settings(max_concurrent_queries=1, latency_s=1.5, query_log_delay_s=0.0)
     for name in ("first", "second"):
         ask(project, f"SELECT '{name}'", refresh="force_async", client_query_id=name)
     answered = project.server.http.delete(
@@ -383,7 +383,7 @@ def test_the_result_of_an_async_query_expires(project: Project) -> None:
     status = poll(project, "kept").json()["query_status"]
     ended, expires = (datetime.fromisoformat(status[name]) for name in ("end_time", "expiration_time"))
     assert expires - ended == timedelta(minutes=20)
-    project.settings(latency_s=0.2)
+    project.settings(latency_s=1.5)
     ask(project, "SELECT 1", refresh="force_async", client_query_id="gone")
     project.settings(async_status_life_s=0.0)
     assert get(project, "gone").status_code == 202
