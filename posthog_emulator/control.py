@@ -6,6 +6,7 @@ PostHog has nothing like it; it takes no key and the server listens on loopback 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,10 +26,10 @@ from posthog_emulator.generator import Plan, generate
 from posthog_emulator.generator_nasty import LOSE_DUPLICATES
 from posthog_emulator.journal import stats
 from posthog_emulator.persons import Persons, UnknownPersonError
-from posthog_emulator.rest_definitions import SERVED, find_resource
+from posthog_emulator.rest_definitions import REFUSALS, SERVED, find_resource
 from posthog_emulator.session_tables import RECORDING_BATCHES, RECORDINGS, V2, V3
 from posthog_emulator.squash import OLDER_THAN_S, squash
-from posthog_emulator.state import Project, State, UnknownSettingError, check_timezone
+from posthog_emulator.state import Project, ProjectSettings, State, UnknownSettingError, check_timezone
 from posthog_emulator.storm import Storm, UnknownStormError
 
 DATA_TABLES = (
@@ -99,8 +100,10 @@ class Control:
 
     async def _create_project(self, request: Request) -> Response:
         body = await _json(request, {"timezone", "name", "settings"})
-        _require_lists(body.get("settings", {}))
-        project = self._state.create_project(**body)
+        changes = body.get("settings", {})
+        _check_changes(ProjectSettings(), changes)
+        project = self._state.create_project(name=body.get("name", ""), timezone=body.get("timezone", "UTC"))
+        project.settings.update(changes)
         key = self._state.create_key(["*"], [project.id])
         made = {"project_id": project.id, "project_token": project.token, "api_key": key.value}
         return json_response(made, status=201)
@@ -110,8 +113,9 @@ class Control:
         body = await _json(request, {"timezone", "name", "settings"})
         if "timezone" in body:
             check_timezone(body["timezone"])
-        _require_lists(body.get("settings", {}))
-        project.settings.update(body.get("settings", {}))
+        changes = body.get("settings", {})
+        _check_changes(project.settings, changes)
+        project.settings.update(changes)
         project.timezone = body.get("timezone", project.timezone)
         project.name = body.get("name", project.name)
         return json_response({"project_id": project.id, "timezone": project.timezone, "name": project.name})
@@ -362,11 +366,18 @@ def _instant(text: str) -> datetime:
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
-def _require_lists(settings: Mapping[str, Any]) -> None:
-    """That settings about lists name some that there are: others would do nothing, in silence."""
-    for path in (*settings.get("unavailable", ()), *settings.get("environments_only", ())):
-        if path not in SERVED:
-            raise UnknownSettingError(f"No list {path!r}. There are: {', '.join(sorted(SERVED))}.")
+def _check_changes(settings: ProjectSettings, changes: Mapping[str, Any]) -> None:
+    """That all the changes can be made, and that each would do something.
+
+    Raises:
+        UnknownSettingError: One cannot, or names a list or a status that means nothing.
+    """
+    changed = replace(settings)
+    changed.update(changes)
+    if unknown := {*changed.unavailable, *changed.environments_only} - SERVED:
+        raise UnknownSettingError(f"No list {min(unknown)!r}. There are: {', '.join(sorted(SERVED))}.")
+    if others := set(changed.unavailable.values()) - set(REFUSALS):
+        raise UnknownSettingError(f"No list answers {others}, but {list(REFUSALS)}.")
 
 
 def _with_clear_errors(

@@ -21,8 +21,6 @@ DEFAULT_RATE_LIMITS: Mapping[str, tuple[int, int]] = {
     "clickhouse": (240, 1200),
 }
 SESSION_TABLE_VERSIONS = ("auto", "v2", "v3")
-REFUSING_STATUSES = (402, 403, 404)
-"""Of a list: not in the plan, not for keys, not on this server."""
 
 
 class UnknownSettingError(ValueError):
@@ -67,8 +65,8 @@ class ProjectSettings:
             raise UnknownSettingError(
                 f"Unknown settings: {', '.join(unknown)}. Known: {', '.join(sorted(known))}."
             )
-        for name, value in {name: self._checked(name, value) for name, value in changes.items()}.items():
-            setattr(self, name, value)
+        for name, value in changes.items():
+            setattr(self, name, self._checked(name, value))
 
     def _checked(self, name: str, value: Any) -> Any:
         if name == "rate_limits":
@@ -86,8 +84,6 @@ class ProjectSettings:
             return float(value)
         if type(value) is not wanted:
             raise UnknownSettingError(f"{name} must be {wanted.__name__}, not {value!r}.")
-        if name == "unavailable" and not set(value.values()) <= set(REFUSING_STATUSES):
-            raise UnknownSettingError(f"{name} must have {REFUSING_STATUSES} alone, not {value!r}.")
         return value
 
 
@@ -195,20 +191,16 @@ class State:
         """Puts the clock forward or back, from where it goes on; None puts it right again."""
         self._ahead = now - datetime.now(UTC) if now else timedelta()
 
-    def create_project(
-        self, *, name: str = "", timezone: str = "UTC", settings: Mapping[str, Any] | None = None
-    ) -> Project:
+    def create_project(self, *, name: str = "", timezone: str = "UTC") -> Project:
         """A new, empty project."""
         check_timezone(timezone)
-        known = ProjectSettings()
-        known.update(settings or {})
         number = len(self.projects) + 1
         project = Project(
             id=number,
             name=name or f"Project {number}",
             token="phc_" + secrets.token_hex(20),
             timezone=timezone,
-            settings=known,
+            settings=ProjectSettings(),
             uuid=str(uuid.uuid4()),
             created_at=self.now(),
         )

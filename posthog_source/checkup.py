@@ -100,6 +100,8 @@ def check(pipeline: dlt.Pipeline | None = None, **settings: Any) -> Checkup:
         SettingsError: A setting cannot be right, or the warehouse cannot be written.
         AuthenticationError, NotFoundError, ConnectionFailedError, …: No table can be read at all.
     """
+    if pipeline:
+        pipeline.activate()  # settings may stand below its name
     destination = _check_destination(pipeline) if pipeline else None
     try:
         (found,) = list(_checked(**settings))
@@ -201,7 +203,6 @@ def _check_destination(pipeline: dlt.Pipeline) -> str:
         SettingsError: It cannot be reached or written.
     """
     kind = destination_of(pipeline).destination_name
-    pipeline.activate()  # settings may stand below its name
     try:
         with pipeline.destination_client() as client:
             client.initialize_storage()

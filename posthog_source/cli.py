@@ -301,10 +301,9 @@ def _answering() -> Iterator[None]:
 @contextmanager
 def _settings_of(pipeline: str) -> Iterator[None]:
     """What stands below a pipeline's name goes first, where no pipeline is made."""
-    from dlt.common.configuration import inject_section
-    from dlt.common.configuration.specs import ConfigSectionContext
+    from posthog_source.pipeline import settings_below
 
-    with inject_section(ConfigSectionContext(pipeline_name=pipeline)):
+    with settings_below(pipeline):
         yield
 
 

@@ -5,6 +5,7 @@ Not here: how rows are written there (`destination`), and what runs do (`runs`).
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,11 @@ def destination_of(pipeline: dlt.Pipeline) -> Destination[Any, Any]:
     return pipeline.destination
 
 
+def settings_below(name: str | None) -> AbstractContextManager[Any]:
+    """Settings that stand below a pipeline's name go first, while none is active."""
+    return inject_section(ConfigSectionContext(pipeline_name=name))
+
+
 def configurations_of(pipeline: dlt.Pipeline) -> tuple[Any, Any]:
     """How a pipeline's destination is configured, and its staging area or None; their credentials too.
 
@@ -51,7 +57,7 @@ def configurations_of(pipeline: dlt.Pipeline) -> tuple[Any, Any]:
     """
     # Not pipeline.destination_client(): it reads the pipeline's schema anew, under the hands of a sync that
     # runs meanwhile in another thread (dlt 1.31).
-    with inject_section(ConfigSectionContext(pipeline_name=pipeline.pipeline_name)):
+    with settings_below(pipeline.pipeline_name):
         client, staging = get_destination_clients(
             dlt.Schema("posthog"),
             destination_of(pipeline),
@@ -94,15 +100,14 @@ def database_file(pipeline: dlt.Pipeline) -> Path | None:
     return None if path.startswith(":") else Path(path)
 
 
-def require_whole(pipeline: dlt.Pipeline) -> None:
-    """That a pipeline has a destination, and no file that a kill has left in its first moment.
+def require_whole(file: Path | None) -> None:
+    """That a database's file, where there is one, is not what a kill has left in its first moment.
 
     Such a file is not deleted here, empty as it is: another process may be about to write it.
 
     Raises:
-        SettingsError: It has none, or such a file.
+        SettingsError: It is.
     """
-    file = database_file(pipeline)
     if file and file.exists() and file.stat().st_size < DUCKDB_HEADERS_BYTES:
         raise SettingsError(
             f"{file} has {file.stat().st_size} bytes, too few for a database: a process was killed as it "

@@ -10,15 +10,15 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Any
 
-from dlt.common.configuration import inject_section, known_sections, with_config
+from dlt.common.configuration import known_sections, with_config
 from dlt.common.configuration.container import Container
-from dlt.common.configuration.specs import ConfigSectionContext
 from dlt.common.pipeline import PipelineContext
 from dlt.common.typing import TSecretStrValue  # noqa: F401  # dlt looks up what a source's arguments are here
 from dlt.sources import DltSource
 
 from posthog_source.catalog import choose_tables
 from posthog_source.config import EventsSettings, Settings, build_settings
+from posthog_source.pipeline import settings_below
 from posthog_source.query_tables import parse_queries
 from posthog_source.source import EventsConfig, PeopleConfig, ResultsConfig, Written, table_settings
 
@@ -61,7 +61,7 @@ def resolve(source: Callable[..., DltSource], **given: Any) -> Resolved:
     looking = with_config(read, sections=(known_sections.SOURCES, section, name_of(source)))
     active = Container()[PipelineContext]
     name = active.pipeline().pipeline_name if active.is_active() else None
-    with inject_section(ConfigSectionContext(pipeline_name=name)):
+    with settings_below(name):
         found: Resolved = looking(**given)
     return found
 

@@ -26,7 +26,7 @@ from posthog_source.catalog import TABLES
 from posthog_source.config import parse_instant
 from posthog_source.destination import can_merge
 from posthog_source.errors import InterruptedRunError, SettingsError, find_cause, iter_causes
-from posthog_source.pipeline import beside, require_whole
+from posthog_source.pipeline import beside, database_file, require_whole
 from posthog_source.prefetch import ordered_prefetch
 from posthog_source.progress import shared_progress
 from posthog_source.report import Budget, Kind, RunReport, Status
@@ -76,7 +76,7 @@ def run_sync(
         InterruptedRunError: Ctrl-C or SIGTERM; what was committed stays.
         dlt.pipeline.exceptions.PipelineStepFailed: See `find_cause`.
     """
-    require_whole(pipeline)
+    require_whole(database_file(pipeline))
     pipeline.activate()  # settings may stand below its name
     chosen = {"tables": list(tables)} if tables else {}
     run = _Run("sync", pipeline, source(**settings | chosen | _committing(rows_per_commit, budget)))
@@ -119,7 +119,7 @@ def run_backfill(
         dlt.pipeline.exceptions.PipelineStepFailed: See `find_cause`.
     """
     window = parse_window(start, end)
-    require_whole(pipeline)
+    require_whole(database_file(pipeline))
     if parallel < 1:
         raise SettingsError(f"parallel is {parallel}. Let at least 1 range be read at once.")
 

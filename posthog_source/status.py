@@ -16,7 +16,7 @@ from dlt.destinations.exceptions import DatabaseUndefinedRelation
 from dlt.pipeline.state_sync import load_pipeline_state_from_destination
 
 from posthog_source.events import utc_now
-from posthog_source.pipeline import destination_of, require_whole
+from posthog_source.pipeline import database_file, destination_of, require_whole
 from posthog_source.runs import RUNS_TABLE
 from posthog_source.windows import EPOCH
 
@@ -62,7 +62,7 @@ def fetch_status(pipeline: dlt.Pipeline, *, runs: int = 5, clock: Callable[[], d
         SettingsError: It has no destination, or one that no run can open.
         dlt.destinations.exceptions.DestinationConnectionError: The warehouse cannot be reached.
     """
-    require_whole(pipeline)
+    require_whole(database_file(pipeline))
     destination = destination_of(pipeline)
     cursors = _cursors(_state(pipeline))
     events = cursors.get("events")

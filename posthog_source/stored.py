@@ -155,7 +155,7 @@ class Warehouse:
             raise SettingsError(
                 f"There is no database {file}. Check --destination and its settings, or sync first."
             )
-        require_whole(pipeline)
+        require_whole(file)
         client: Any = pipeline.destination_client()
         with client:
             is_there = client.is_storage_initialized()

@@ -36,6 +36,7 @@ def test_a_project_can_change_its_timezone_and_settings(project: Project) -> Non
         {"settings": {"unavailable": {"dashboards": 500}}},
         {"settings": {"environments_only": ["dashboard"]}},
         {"settings": {"hidden_tables": "groups"}},
+        {"settings": {"unavailable": 402}},
         {"timezone": "Mars/Olympus"},
         {"colour": "red"},
     ],
